@@ -1,0 +1,23 @@
+"""The timetable: which tick fires when, and why that often. Data only; `producers.ticks` has the tasks.
+
+Every tick expires before the next one is due: a worker that was away comes back to one of each, not to a pile.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def _every(task: str, seconds: float) -> dict[str, Any]:
+    return {"task": task, "schedule": seconds, "options": {"queue": "ticks", "expires": seconds * 0.9}}
+
+
+beat_schedule: dict[str, dict[str, Any]] = {
+    # A dead worker's run is `lost` 45 s after its last heartbeat; 10 s more keeps that under a minute.
+    "reap": _every("ticks.reap", 10.0),
+    # The safe foot of ingest: what no watcher saw is found by walking the folders. The tick itself obeys
+    # `telemetry.sweep_seconds`; it fires more often so that small values work.
+    "telemetry-sweep": _every("ticks.telemetry_sweep", 10.0),
+    # History beyond its retention goes in small portions.
+    "forget-old-runs": _every("ticks.forget_old_runs", 3600.0),
+}

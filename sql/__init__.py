@@ -1,0 +1,1 @@
+"""SQL as data: migrations and named queries, read with importlib.resources."""

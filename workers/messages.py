@@ -1,0 +1,79 @@
+"""The whole wire format on one page: frozen messages, each with its task's name and its queue.
+
+A message says "look at this", never "this is so": it carries identifiers only. `run` names the queued
+row of a person's request, so that its outcome can be followed; messages of sweeps and watchers have none.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from workers.errors import PermanentFailure
+
+TICKS_QUEUE = "ticks"
+_NAMESPACE = uuid.UUID("5b0c2f6e-6f0e-5b1f-9d0b-2f6a4d1c7e11")  # fixed for ever: ids must not change between versions
+
+
+class Message(BaseModel):
+    """What all messages have; a subclass is one task."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: ClassVar[str]
+    room: ClassVar[str]
+    run: int | None = None
+
+    def key(self) -> str:
+        """The natural key: what two messages about the same thing have in common."""
+        return ":".join(str(value) for name, value in self if name != "run")
+
+    def queue(self) -> str:
+        """The queue's name; a room whose files live on a host's disks has one per host."""
+        host = getattr(self, "host", None)
+        return f"{self.room}.{host}" if host else self.room
+
+    def fields(self) -> dict[str, Any]:
+        """The keyword arguments on the wire, without empty ones."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def message_id(self, slot: str) -> str:
+        """uuid5 of natural key and slot or attempt: the same request always has the same id."""
+        return str(uuid.uuid5(_NAMESPACE, f"{self.task}|{self.key()}|{self.run or ''}|{slot}"))
+
+
+class IngestFile(Message):
+    """Bring one telemetry file's new records into its database."""
+
+    task: ClassVar[str] = "telemetry.ingest"
+    room: ClassVar[str] = "telemetry"
+    host: str = Field(min_length=1)
+    path: str = Field(min_length=1, description="absolute, escaped as workers.paths describes")
+    force: bool = False
+
+    def key(self) -> str:
+        return f"{self.host}:{self.path}"
+
+
+class TakeInventory(Message):
+    """Compare a host's data folders, or one folder below them, with the inventory."""
+
+    task: ClassVar[str] = "telemetry.inventory"
+    room: ClassVar[str] = "telemetry"
+    host: str = Field(min_length=1)
+    folder: str | None = None
+
+    def key(self) -> str:
+        return f"{self.host}:inventory:{self.folder or '*'}"
+
+
+MESSAGES: dict[str, type[Message]] = {kind.task: kind for kind in (IngestFile, TakeInventory)}
+
+
+def parse(task: str, fields: dict[str, Any]) -> Message:
+    """The message of a task's name and keyword arguments. Raises PermanentFailure for an unknown task."""
+    if task not in MESSAGES:
+        raise PermanentFailure(f"no task is called {task!r}; known: {', '.join(MESSAGES)}")
+    return MESSAGES[task](**fields)
