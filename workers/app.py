@@ -176,6 +176,7 @@ def _publish(message: Message, slot: str, producer: Any) -> str:
         task_id=identity,
         queue=_queue(message.queue()),
         producer=producer,
+        countdown=message.wait_seconds or None,
         retry=False,
         ignore_result=True,
     )

@@ -78,7 +78,7 @@ def run_here(messages: Sequence[Message], settings: Settings, *, timeout: timede
         except (PermanentFailure, Cancelled) as reason:
             problems.append(f"{message.key()}: {reason}")
         else:
-            for follow_up in follow_ups:
+            for follow_up in (message for message in follow_ups if not message.wait_seconds):
                 heapq.heappush(due, (0.0, next(tie), follow_up))
     return problems
 

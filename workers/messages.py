@@ -25,10 +25,12 @@ class Message(BaseModel):
     task: ClassVar[str]
     room: ClassVar[str]
     run: int | None = None
+    # Not on the wire: how long its sender holds the message back. `--here` leaves such a one to the next look.
+    wait_seconds: float = Field(default=0, exclude=True)
 
     def key(self) -> str:
         """The natural key: what two messages about the same thing have in common."""
-        return ":".join(str(value) for name, value in self if name != "run")
+        return ":".join(str(value) for name, value in self if name not in ("run", "wait_seconds"))
 
     def queue(self) -> str:
         """The queue's name; a room whose files live on a host's disks has one per host."""

@@ -6,8 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-from psycopg2.extensions import connection as Connection  # noqa: N812
-
+from workers.database import Connection
 from workers.errors import PermanentFailure
 from workers.sql_files import migration_files
 

@@ -19,9 +19,9 @@ from typing import Any
 import orjson
 import structlog
 from billiard.exceptions import SoftTimeLimitExceeded
-from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from workers import database, logs
+from workers.database import Connection
 from workers.errors import Cancelled, NothingToDo, RetryLater
 from workers.messages import Message
 from workers.sql_files import queries
@@ -59,13 +59,17 @@ class Run:
 
 
 @contextmanager
-def running(message: Message, *, control: Target, work: Target, conn: Connection, host: str, key: str = "") -> Iterator[Run]:
+def running(
+    message: Message, *, control: Target, work: Target, conn: Connection, host: str, same_run: timedelta = timedelta(0)
+) -> Iterator[Run]:
     """Claim a run for a message, keep its heartbeat, and write down how the block ended.
 
     `conn` is the connection to `work` that holds the effect: its backend is what the reaper looks for.
+    A success of the same key not older than `same_run` goes on in its row, counters included: a file that
+    is written all night is one line of history, not thousands.
     Raises NothingToDo when the request was cancelled or taken by somebody else meanwhile.
     """
-    run = Run(_claim(message, control, work, conn, host, key or message.key()), message.room, key or message.key())
+    run = _claim(message, control, work, conn, host, same_run)
     if (rows := recorded.get()) is not None:
         rows.append(run.id)
     with structlog.contextvars.bound_contextvars(run=run.id, room=run.room):
@@ -122,13 +126,16 @@ def close_request(control: Target, run: int, state: str, reason: str) -> None:
         rows.append(run)
 
 
-def _claim(message: Message, control: Target, work: Target, conn: Connection, host: str, key: str) -> int:
+def _claim(
+    message: Message, control: Target, work: Target, conn: Connection, host: str, same_run: timedelta
+) -> Run:
     backend = SQL["own_backend"].row(conn)
     assert backend is not None
     facts: dict[str, Any] = {
         "id": message.run,
         "room": message.room,
-        "key": key,
+        "key": message.key(),
+        "same_run": same_run,
         "host": host,
         "worker": f"{socket.gethostname()}:{os.getpid()}",
         "database": work.name,
@@ -139,13 +146,14 @@ def _claim(message: Message, control: Target, work: Target, conn: Connection, ho
     }
     with database.connection(control, purpose="runs") as log_conn:
         if message.run is not None:
-            run = SQL["claim_run"].value(log_conn, facts)
-            if run is None:
+            row = SQL["claim_run"].row(log_conn, facts)
+            if row is None:
                 raise NothingToDo(f"run {message.run} was cancelled or is already being worked on")
         else:
-            run = SQL["start_run"].value(log_conn, facts)
+            row = (SQL["continue_run"].row(log_conn, facts) if same_run else None) or SQL["start_run"].row(log_conn, facts)
         log_conn.commit()
-    return int(run)
+    assert row is not None
+    return Run(row[0], message.room, message.key(), counters=dict(row[1]))
 
 
 def _finish(control: Target, run: int, state: str, error: dict[str, str] | None, counters: dict[str, float]) -> None:

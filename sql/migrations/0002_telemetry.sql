@@ -10,6 +10,7 @@ CREATE TABLE headrace.telemetry_file (
     inode numeric,
     size_bytes bigint,
     mtime_ns bigint,
+    seen_mtime_ns bigint,
     raw_offset bigint NOT NULL DEFAULT 0,
     skip_bytes bigint NOT NULL DEFAULT 0,
     stream_offset bigint NOT NULL DEFAULT 0,
@@ -28,7 +29,7 @@ CREATE TABLE headrace.telemetry_file (
 );
 COMMENT ON TABLE headrace.telemetry_file IS
     'The checkpoint of each telemetry file; it commits together with the rows that it speaks of.';
-CREATE INDEX telemetry_file_pending ON headrace.telemetry_file (host, mtime_ns) WHERE state = 'pending';
+CREATE INDEX telemetry_file_pending ON headrace.telemetry_file (host, seen_mtime_ns) WHERE state = 'pending';
 CREATE INDEX telemetry_file_inode ON headrace.telemetry_file (host, inode);
 CREATE INDEX telemetry_file_stamp ON headrace.telemetry_file (device, stamp);
 CREATE INDEX telemetry_file_trouble ON headrace.telemetry_file (host, path) WHERE state IN ('damaged', 'failed');

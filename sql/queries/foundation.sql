@@ -84,7 +84,7 @@ UPDATE headrace.run
        backend_pid = %(backend_pid)s, backend_start = %(backend_start)s,
        started_at = now(), heartbeat = now()
  WHERE id = %(id)s AND state IN ('queued', 'lost')
-RETURNING id
+RETURNING id, '{}'::jsonb
 
 -- name: start_run
 -- A run that nobody asked for by name starts.
@@ -95,7 +95,17 @@ SELECT %(room)s, %(key)s, 1 + coalesce((
              FROM headrace.run r WHERE r.room = %(room)s AND r.key = %(key)s ORDER BY r.id DESC LIMIT 1), 0),
        'running', %(host)s, %(worker)s, %(database)s, %(backend_pid)s, %(backend_start)s,
        %(task)s, %(message)s, now(), now()
-RETURNING id
+RETURNING id, counters
+
+-- name: continue_run
+-- A run of the same key that ended well a moment ago goes on in its row.
+UPDATE headrace.run r
+   SET state = 'running', finished_at = NULL, heartbeat = now(), worker = %(worker)s,
+       backend_pid = %(backend_pid)s, backend_start = %(backend_start)s
+ WHERE r.id = (SELECT n.id FROM headrace.run n WHERE n.room = %(room)s AND n.key = %(key)s ORDER BY n.id DESC LIMIT 1)
+   AND r.state = 'succeeded' AND r.requested_by IS NULL
+   AND r.started_at > now() - %(same_run)s
+RETURNING r.id, r.counters
 
 -- name: heartbeat
 -- Runs of this process still live; answers which of them a person wants cancelled.

@@ -32,11 +32,10 @@ ON CONFLICT (host, path) DO UPDATE
 
 -- name: fail_file
 -- A file that cannot be read at all waits for its due time, or for a change of size or time.
-INSERT INTO headrace.telemetry_file (host, path, device, stamp, state, size_bytes, mtime_ns, error, due_at)
-VALUES (%(host)s, %(path)s, %(device)s, %(stamp)s, %(state)s, %(size_bytes)s, %(mtime_ns)s, %(error)s, %(due_at)s)
+INSERT INTO headrace.telemetry_file (host, path, device, stamp, state, error, due_at)
+VALUES (%(host)s, %(path)s, %(device)s, %(stamp)s, 'failed', %(error)s, %(due_at)s)
 ON CONFLICT (host, path) DO UPDATE
-   SET state = excluded.state, error = excluded.error, due_at = excluded.due_at, sent_at = NULL,
-       size_bytes = excluded.size_bytes, mtime_ns = excluded.mtime_ns
+   SET state = 'failed', error = excluded.error, due_at = excluded.due_at, sent_at = NULL
 
 -- name: forget_pending
 -- A file that is gone is not waiting any more; what was read of it stays.
@@ -189,14 +188,15 @@ ON CONFLICT (origin_host, origin_path) DO UPDATE
 
 -- name: mark_pending
 -- Telemetry files whose size or time is not the one that was read.
-INSERT INTO headrace.telemetry_file AS f (host, path, device, stamp, state, size_bytes, mtime_ns)
-SELECT %(host)s, s.origin_path, s.device, s.stamp, 'pending', s.size_bytes, s.mtime_ns
+INSERT INTO headrace.telemetry_file AS f (host, path, device, stamp, state, seen_mtime_ns)
+SELECT %(host)s, s.origin_path, s.device, s.stamp, 'pending', s.mtime_ns
   FROM pg_temp.headrace_sighting s
  WHERE s.device IS NOT NULL
 ON CONFLICT (host, path) DO UPDATE
-   SET state = 'pending', size_bytes = excluded.size_bytes, mtime_ns = excluded.mtime_ns, due_at = NULL
+   SET state = 'pending', seen_mtime_ns = excluded.seen_mtime_ns, due_at = NULL
  WHERE f.state <> 'pending'
-   AND (f.size_bytes, f.mtime_ns) IS DISTINCT FROM (excluded.size_bytes, excluded.mtime_ns)
+   AND (f.size_bytes, f.mtime_ns) IS DISTINCT FROM (
+       SELECT s.size_bytes, s.mtime_ns FROM pg_temp.headrace_sighting s WHERE s.origin_path = excluded.path)
 
 -- name: save_folder
 -- What a folder looks like now; commits with its files.
@@ -235,13 +235,13 @@ UPDATE headrace.telemetry_file f
            AND (state = 'pending' OR (state = 'failed' AND due_at <= now()))
            AND (due_at IS NULL OR due_at <= now())
            AND (sent_at IS NULL OR sent_at < now() - %(older)s)
-         ORDER BY mtime_ns
+         ORDER BY seen_mtime_ns
          LIMIT greatest(0, %(in_flight)s - (
                SELECT count(*) FROM headrace.telemetry_file s
                 WHERE s.host = %(host)s AND s.state = 'pending' AND s.sent_at >= now() - %(older)s))
            FOR UPDATE SKIP LOCKED) due
  WHERE f.host = due.host AND f.path = due.path
-RETURNING f.path, f.mtime_ns
+RETURNING f.path
 
 -- name: due_hosts
 -- Hosts whose folders were not looked at for the sweep interval and that no young message asks already; counted as sent.
@@ -252,6 +252,10 @@ ON CONFLICT (host) DO UPDATE
  WHERE (h.sent_at IS NULL OR h.sent_at < now() - %(interval)s)
    AND (h.taken_at >= h.sent_at OR h.sent_at IS NULL OR h.sent_at < now() - %(older)s)
 RETURNING host
+
+-- name: last_problems
+-- What the last look at a host's folders could not read.
+SELECT problems FROM headrace.inventory_host WHERE host = %(host)s
 
 -- name: inventory_taken
 -- The folders of a host were looked at.
@@ -267,7 +271,7 @@ SELECT host, state, count(*) AS files FROM headrace.telemetry_file GROUP BY host
 -- name: oldest_pending
 -- How long the oldest unread change of each host has been waiting, in seconds.
 SELECT host, count(*) AS files,
-       extract(epoch FROM now() - to_timestamp(min(mtime_ns) / 1e9))::float8 AS lag_seconds
+       extract(epoch FROM now() - to_timestamp(min(seen_mtime_ns) / 1e9))::float8 AS lag_seconds
   FROM headrace.telemetry_file
  WHERE state = 'pending'
  GROUP BY host

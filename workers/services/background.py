@@ -14,6 +14,7 @@ from workers.services.child_logs import bound_log, last_lines, log_size, open_lo
 from workers.services.endpoints import Endpoints, read_endpoints, remove_endpoints
 from workers.services.errors import AlreadyRunningError, ServiceError, StartFailedError
 from workers.services.folders import DataFolder
+from workers.services.postgres import PostgresServer
 from workers.services.processes import send_signal, wait_for_exit
 from workers.services.status import ChildStatus, SupervisorStatus, live_supervisor, read_status
 
@@ -31,8 +32,8 @@ def start_background(
 ) -> Endpoints:
     """Launch `argv` (which must run `Deployment.run_foreground` on `data_dir`) detached; return when healthy.
 
-    Its output goes to `<data_dir>/logs/supervisor.log`. Raises AlreadyRunningError, or StartFailedError with the last
-    lines of the log that explains it; nothing is left running then.
+    Its output goes to `<data_dir>/logs/supervisor.log`. Raises AlreadyRunningError, or StartFailedError
+    with the last lines of the log that explains it; nothing is left running then.
     """
     folder = DataFolder.at(data_dir)
     folder.prepare()
@@ -103,6 +104,8 @@ def stop(data_dir: Path, *, timeout_seconds: float = 60.0) -> bool:
                 send_signal(holder.pid, holder.start, signal.SIGKILL)
                 wait_for_exit(holder.pid, holder.start, 10.0)
     left = _end_left_overs(read_status(root))
+    if holder is not None or left:
+        PostgresServer(root).clean_up()
     with suppress(OSError):
         remove_endpoints(root)
     return holder is not None or left

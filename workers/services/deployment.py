@@ -83,7 +83,8 @@ class Deployment:
                 self._supervisor.run(None if on_healthy is None else lambda: on_healthy(endpoints))
             except BaseException as error:
                 self._stop_servers(servers)
-                self._publish(lock, "failed", f"{type(error).__name__}: {error}")
+                stopped = isinstance(error, KeyboardInterrupt)
+                self._publish(lock, "stopped" if stopped else "failed", f"{type(error).__name__}: {error}")
                 raise
             finally:
                 self._supervisor = None

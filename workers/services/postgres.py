@@ -20,7 +20,7 @@ from psycopg2 import sql
 from workers.services import binaries
 from workers.services.credentials import load_credentials
 from workers.services.errors import StartFailedError
-from workers.services.postgres_account import Account, choose_account, reachable_bin
+from workers.services.postgres_account import Account, choose_account, nobody_account, reachable_bin
 from workers.services.postgres_cluster import (
     SUPERUSER,
     clear_stale_lock_file,
@@ -152,8 +152,8 @@ class PostgresServer(Server):
             found = os.lstat(name)
         except OSError:
             return None
-        account = self._account.uid if self._account is not None else None
-        ours = found.st_uid in (os.geteuid(), account) and stat.S_IMODE(found.st_mode) == 0o700
+        owners = (os.geteuid(), nobody_account().uid) if os.geteuid() == 0 else (os.geteuid(),)
+        ours = found.st_uid in owners and stat.S_IMODE(found.st_mode) == 0o700
         return Path(name) if stat.S_ISDIR(found.st_mode) and ours else None
 
     def _end_orphans(self) -> None:

@@ -67,11 +67,13 @@ class Server(Service):
     def start(self, timeout_seconds: float = 60.0) -> None:
         """Start the server and wait until it answers; a healthy one of the same folder is taken as it is.
 
-        Raises StartFailedError with the log's last lines, or ServiceError when folder or programs are at fault.
+        Raises StartFailedError with the log's last lines, or ServiceError when folder or programs fail.
         """
         deadline = time.monotonic() + timeout_seconds
         while True:
+            before = self.pid
             self.launch()
+            spawned = self._process is not None and self.pid != before
             while self.alive():
                 if self.ready():
                     self._prepare_content()
@@ -82,7 +84,8 @@ class Server(Service):
                     raise StartFailedError(self._failure(f"did not answer within {timeout_seconds:.0f} s"))
                 wait_for_exit(self.pid or 0, self.start_ticks, 0.02)
             taken = "Address already in use" in last_lines(self.log_path, since_bytes=self._log_mark_bytes)
-            if not taken or time.monotonic() > deadline:
+            # One that ran before, and ended under our eyes, is no failure of this start.
+            if (spawned and not taken) or time.monotonic() > deadline:
                 raise StartFailedError(self._failure(f"ended at its start (exit {self.exit_code})"))
 
     def stop(self) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -65,7 +66,8 @@ class Supervisor:
         self._wake_reader, self._wake_writer = os.pipe()
         for descriptor in (self._wake_reader, self._wake_writer):
             os.set_blocking(descriptor, False)
-        self._written: SupervisorStatus | None = None
+        self._published: SupervisorStatus | None = None
+        self._moved = False
         self._logs_checked = 0.0
 
     def run(self, on_healthy: Callable[[], None] | None = None) -> None:
@@ -115,7 +117,7 @@ class Supervisor:
         if self._stops_requested:
             return self._stop_turn(now)
         for one in self._watched:
-            one.advance(now, lambda one=one: self._may_start(one))  # type: ignore[misc]
+            one.advance(now, partial(self._may_start, one))
         was_starting = self._state == "starting"
         if all(one.healthy for one in self._watched):
             self._state = "healthy"
@@ -177,17 +179,19 @@ class Supervisor:
             state=state, pid=holder.pid, start=holder.start, since=holder.since, error=None,
             updated_at="", children=tuple(one.status() for one in self._watched),
         )  # fmt: skip
-        if status == self._written:
+        self._moved = status != self._published
+        if not self._moved:
             return
+        self._published = status
         # A full disk must not stop the supervision.
         with suppress(OSError):
             write_status(self._folder.root, replace(status, updated_at=utc_now()))
-            self._written = status
 
     def _wait(self) -> None:
         """Sleep until a child ends, a signal comes, a health changes, or something is due."""
         now = time.monotonic()
-        waits = [_LONGEST_WAIT_SECONDS]
+        # What has just changed may allow the next thing: a start, or the stop of what was needed till now.
+        waits = [0.0 if self._moved else _LONGEST_WAIT_SECONDS]
         waits += [one.due - now for one in self._watched if one.state in ("backoff", "stopping")]
         if any(one.state == "starting" for one in self._servers):
             waits.append(0.05)

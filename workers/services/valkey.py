@@ -29,7 +29,7 @@ class ValkeyServer(Server):
         return f"redis://:{load_credentials(self.folder.root).valkey_password}@127.0.0.1:{self.port}/{db}"
 
     def ready(self) -> bool:
-        """Tell whether it answers PING and has loaded its data. Raises StartFailedError on a wrong password."""
+        """Tell whether it answers PING and has loaded its data. Raises StartFailedError on a bad password."""
         password = load_credentials(self.folder.root).valkey_password
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:

@@ -16,11 +16,13 @@ from pathlib import Path
 import psycopg2
 import pytest
 
+from workers.services.postgres import PostgresServer
+
 TREE = Path(__file__).resolve().parents[3]
 PROCESSES = Path("/proc")
 
 
-def eventually(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
     """Wait until a condition that announces itself nowhere holds; fail with `what` when it never does."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -42,7 +44,7 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
-def query(dsn: str, text: str) -> list[tuple[object, ...]]:
+def run_statement(dsn: str, text: str) -> list[tuple[object, ...]]:
     """Run one statement, commit, and return its rows."""
     connection = psycopg2.connect(dsn)
     try:
@@ -86,6 +88,8 @@ def data_dir() -> Iterator[Path]:
     parent = Path(tempfile.mkdtemp(prefix="headrace test "))
     parent.chmod(0o755)
     yield parent / "the data"
+    # A test that killed its server leaves the folder of the Unix socket, as a real kill -9 does.
+    PostgresServer(parent / "the data").clean_up()
     left = processes_in(parent)
     for pid in left:
         with suppress(ProcessLookupError):
@@ -110,3 +114,16 @@ def helper() -> Iterator[Callable[..., Helper]]:
         for stream in (one.process.stdin, one.process.stdout):
             if stream is not None:
                 stream.close()
+
+
+# Test modules cannot import this file (import mode importlib): they get its functions as fixtures.
+@pytest.fixture
+def query() -> Callable[[str, str], list[tuple[object, ...]]]:
+    """Run one statement, commit, and return its rows: `query(dsn, text)`."""
+    return run_statement
+
+
+@pytest.fixture
+def eventually() -> Callable[..., None]:
+    """Wait for a condition: `eventually(condition, what)`."""
+    return wait_until

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from workers.services.processes import wait_for_exit
 from workers.services.valkey import ValkeyServer
@@ -99,7 +101,9 @@ def test_start_right_after_a_killed_parent(data_dir: Path, helper: Callable[...,
 def test_a_wrong_password_is_refused(valkey: ValkeyServer) -> None:
     """Neither no password nor a wrong one gets in."""
     for password in (None, "wrong"):
-        connection: Any = redis.Redis(host="127.0.0.1", port=valkey.port, password=password)
+        connection: Any = redis.Redis(
+            host="127.0.0.1", port=valkey.port, password=password, retry=Retry(NoBackoff(), 0)
+        )
         with pytest.raises(redis.AuthenticationError):
             connection.ping()
         connection.close()

@@ -1,0 +1,70 @@
+"""The Celery tasks that beat fires: each asks a database what is due, and enqueues messages; none does work."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from workers import hosts, logs, pauses, reaper, settings
+from workers.app import app, send
+from workers.errors import NothingToDo, RetryLater
+from workers.messages import IngestFile, TakeInventory
+from workers.telemetry import api as telemetry
+
+log = logs.get(__name__)
+
+_LIMIT = {"time_limit": 60, "soft_time_limit": 50}
+
+
+def _slot(seconds: float) -> str:
+    """The same text for the whole interval: a doubled tick makes doubled ids, which is seen and harmless."""
+    return str(int(time.time() // seconds))
+
+
+@app.task(name="ticks.reap", **_LIMIT)
+def reap() -> None:
+    """Close the runs of dead workers; send people's requests again whose message got lost."""
+    conf = settings.current()
+    try:
+        reaper.reap(conf)
+        send(reaper.requests_to_resend(conf), slot=f"again-{_slot(reaper.RESEND.total_seconds())}")
+    except RetryLater as error:
+        log.warning("tick.waits", tick="reap", reason=str(error))
+
+
+@app.task(name="ticks.telemetry_sweep", **_LIMIT)
+def telemetry_sweep() -> None:
+    """Have each live host look at its folders once per interval; send the files again whose message got lost."""
+    conf = settings.current()
+    try:
+        awake = [host.name for host in hosts.listing(conf.target()) if host.alive and _reads_telemetry(conf, host)]
+        if not awake:
+            return
+        due = [TakeInventory(host=name) for name in telemetry.due_hosts(conf, awake)]
+        send(due, slot=_slot(conf.telemetry.sweep_seconds))
+        for name in awake:
+            files = [IngestFile(host=name, path=path) for path in telemetry.due_files(conf, name)]
+            send(files, slot=f"sweep-{_slot(conf.telemetry.requeue_seconds)}")
+    except RetryLater as error:
+        log.warning("tick.waits", tick="telemetry_sweep", reason=str(error))
+
+
+@app.task(name="ticks.forget_old_runs", **_LIMIT)
+def forget_old_runs() -> None:
+    """Delete history beyond its retention."""
+    try:
+        reaper.forget_old_runs(settings.current())
+    except RetryLater as error:
+        log.warning("tick.waits", tick="forget_old_runs", reason=str(error))
+
+
+def _reads_telemetry(conf: settings.Settings, host: Any) -> bool:
+    if f"telemetry.{host.name}" not in host.queues:
+        return False
+    try:
+        pauses.check(conf.target(), "telemetry", host.name)
+    except NothingToDo:
+        return False
+    return True
+
+

@@ -1,0 +1,113 @@
+"""Questions about the telemetry room that others may ask: what is due, what stands where, what is wrong."""
+
+from __future__ import annotations
+
+import os
+import stat
+from datetime import datetime
+from typing import Any
+
+from workers import database, migrations, paths
+from workers.errors import PermanentFailure
+from workers.settings import Settings
+from workers.sql_files import queries
+from workers.telemetry import inventory_store, store
+from workers.telemetry.folders import walk
+from workers.telemetry.readers import SUFFIXES
+from workers.telemetry.schema import plan
+
+SQL = queries("telemetry")
+
+
+def setup(settings: Settings, *, dry_run: bool = False) -> list[str]:
+    """Make or widen the tables; the statements that were (or would be) run. Twice is harmless."""
+    work = settings.target(settings.telemetry.database)
+    with database.connection(work, purpose="telemetry setup") as conn:
+        steps = list(plan(store.read_facts(conn)))
+        texts = store.statements(conn, steps)
+        if not dry_run:
+            migrations.migrate(conn, "telemetry")
+            store.run_steps(conn, steps)
+            conn.commit()
+    return texts
+
+
+def find_files(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(text forms of the telemetry files that shell arguments name, one problem per argument that names none).
+
+    A folder stands for every telemetry file below it.
+    """
+    found: list[str] = []
+    problems: list[str] = []
+    for argument in arguments:
+        path = os.path.abspath(argument)  # noqa: PTH100 (links stay as they are: the text is the key)
+        try:
+            mode = os.stat(path).st_mode  # noqa: PTH116
+        except OSError as error:
+            problems.append(f"{paths.to_text(path)}: {error.strerror}")
+            continue
+        if not stat.S_ISDIR(mode):
+            found.append(paths.to_text(path))
+            continue
+        for listing in walk(path, problems):
+            found += sorted(
+                paths.to_text(f"{listing.folder.rstrip('/')}/{name}") for name in listing.names if name.endswith(SUFFIXES)
+            )
+    return found, problems
+
+
+def due_hosts(settings: Settings, hosts: list[str]) -> list[str]:
+    """Hosts whose folders are to be looked at now; they count as asked."""
+    work = settings.target(settings.telemetry.database)
+    telemetry = settings.telemetry
+    with database.connection(work, purpose="telemetry sweep") as conn:
+        store.ensure_schema(conn, work.dsn)
+        return inventory_store.due_hosts(conn, hosts, telemetry.sweep_seconds, telemetry.requeue_seconds)
+
+
+def due_files(settings: Settings, host: str) -> list[str]:
+    """Paths of telemetry files of a host to read now; they count as asked."""
+    work = settings.target(settings.telemetry.database)
+    with database.connection(work, purpose="telemetry sweep") as conn:
+        return inventory_store.due_files(conn, host, settings.telemetry.requeue_seconds, settings.telemetry.in_flight)
+
+
+def status(settings: Settings) -> dict[str, Any]:
+    """Files per host and state, what waits since when, lag per device, and what a person has to look at."""
+    work = settings.target(settings.telemetry.database)
+    with database.connection(work, purpose="telemetry status", autocommit=True) as conn:
+        if not store.read_facts(conn).telem_is_ours:
+            return {"set_up": False}
+        return {
+            "set_up": True,
+            "files": SQL["file_states"].records(conn),
+            "pending": SQL["oldest_pending"].records(conn),
+            "devices": SQL["device_lag"].records(conn),
+            "troubles": SQL["troubles"].records(conn, {"limit": 50}),
+            "dead_letters": SQL["dead_letters"].records(conn, {"limit": 20}),
+            "missing_files": SQL["missing_files"].value(conn),
+            "hosts": SQL["inventory_problems"].records(conn),
+        }
+
+
+def lag(settings: Settings, since: datetime) -> dict[str, Any]:
+    """Files, records, dead letters and lag quantiles in seconds of what was read since a moment."""
+    work = settings.target(settings.telemetry.database)
+    with database.connection(work, purpose="telemetry status", autocommit=True) as conn:
+        return SQL["lag_quantiles"].records(conn, {"since": since})[0]
+
+
+def standing_trouble(settings: Settings, path: str) -> str | None:
+    """Why an unchanged file of this host counts as damaged or failed, if it does."""
+    work = settings.target(settings.telemetry.database)
+    with database.connection(work, purpose="telemetry status", autocommit=True) as conn:
+        known = store.checkpoint(conn, settings.host, path)
+    if known is None or known.state not in ("damaged", "failed"):
+        return None
+    return f"{path}: {known.state}: {known.error or f'{known.dead_letters} dead letters'}"
+
+
+def require_telemetry(path: str) -> None:
+    """Raise PermanentFailure for a path whose ending is not a telemetry file's."""
+    if not path.endswith(SUFFIXES):
+        raise PermanentFailure(f"{path}: not a telemetry file; known endings are {', '.join(SUFFIXES)}")
