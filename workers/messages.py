@@ -66,6 +66,7 @@ class TakeInventory(Message):
     room: ClassVar[str] = "telemetry"
     host: str = Field(min_length=1)
     folder: str | None = None
+    then_ingest: bool = True
 
     def key(self) -> str:
         return f"{self.host}:inventory:{self.folder or '*'}"

@@ -6,7 +6,6 @@ import difflib
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -232,8 +231,7 @@ def find_file(explicit: Path | None = None) -> Path | None:
 def load(explicit: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Read, merge and check the settings. Raises SettingsError with every problem at once."""
     path = find_file(explicit)
-    document = read_yaml(path) if path else {}
-    document.update(overrides or {})
+    document = _merged(read_yaml(path) if path else {}, overrides or {})
     problems = list(_unknown_environment())
     try:
         settings = Settings(**document)
@@ -244,10 +242,27 @@ def load(explicit: Path | None = None, overrides: Mapping[str, Any] | None = Non
     return settings
 
 
-@cache
+_current: Settings | None = None
+
+
 def current() -> Settings:
     """The settings of this process, read on first use; a worker reads them anew on SIGHUP."""
-    return load()
+    return _current or use(load())
+
+
+def use(settings: Settings) -> Settings:
+    """Make these the settings of this process."""
+    global _current
+    _current = settings
+    return settings
+
+
+def _merged(document: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(document)
+    for key, value in overrides.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

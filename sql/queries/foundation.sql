@@ -60,8 +60,8 @@ SELECT 'drain', h.last_seen, 'the host is draining' FROM headrace.host h WHERE h
 
 -- name: queue_run
 -- A person's request, written before its message is sent.
-INSERT INTO headrace.run (room, key, attempt, state, host, requested_by, task, message, queued_at)
-VALUES (%(room)s, %(key)s, %(attempt)s, 'queued', %(host)s, %(by)s, %(task)s, %(message)s, now())
+INSERT INTO headrace.run (room, key, attempt, state, host, requested_by, task, message, queued_at, sent_at)
+VALUES (%(room)s, %(key)s, %(attempt)s, 'queued', %(host)s, %(by)s, %(task)s, %(message)s, now(), now())
 RETURNING id
 
 -- name: mark_sent

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from datetime import datetime
 from typing import Any
 
 from workers import database, migrations, paths
-from workers.errors import PermanentFailure
 from workers.settings import Settings
 from workers.sql_files import queries
+from workers.targets import Target
 from workers.telemetry import inventory_store, store
 from workers.telemetry.folders import walk
+from workers.telemetry.legacy import settings_from_xtelemdb
 from workers.telemetry.readers import SUFFIXES
 from workers.telemetry.schema import plan
 
 SQL = queries("telemetry")
+
+__all__ = ["settings_from_xtelemdb"]
 
 
 def setup(settings: Settings, *, dry_run: bool = False) -> list[str]:
@@ -100,14 +104,28 @@ def lag(settings: Settings, since: datetime) -> dict[str, Any]:
 def standing_trouble(settings: Settings, path: str) -> str | None:
     """Why an unchanged file of this host counts as damaged or failed, if it does."""
     work = settings.target(settings.telemetry.database)
-    with database.connection(work, purpose="telemetry status", autocommit=True) as conn:
+    with database.connection(work, purpose="telemetry status") as conn:
+        store.ensure_schema(conn, work.dsn)
         known = store.checkpoint(conn, settings.host, path)
     if known is None or known.state not in ("damaged", "failed"):
         return None
     return f"{path}: {known.state}: {known.error or f'{known.dead_letters} dead letters'}"
 
 
-def require_telemetry(path: str) -> None:
-    """Raise PermanentFailure for a path whose ending is not a telemetry file's."""
-    if not path.endswith(SUFFIXES):
-        raise PermanentFailure(f"{path}: not a telemetry file; known endings are {', '.join(SUFFIXES)}")
+def dead_letters(settings: Settings, limit: int) -> list[dict[str, Any]]:
+    """The newest dead letters: where in which file, and why."""
+    work = settings.target(settings.telemetry.database)
+    with database.connection(work, purpose="telemetry status", autocommit=True) as conn:
+        store.ensure_schema(conn, work.dsn)
+        return SQL["dead_letters"].records(conn, {"limit": limit})
+
+
+def check_reachable(target: Target) -> None:
+    """Raise ServerUnavailable unless the database answers now."""
+    with database.connection(target, purpose="check", autocommit=True):
+        pass
+
+
+def new_slot() -> str:
+    """A slot for an event that nothing else numbers."""
+    return str(time.time_ns())

@@ -81,7 +81,7 @@ def take_inventory(message: TakeInventory, settings: Settings) -> list[Message]:
                     changed_files=counts.changed_files,
                     missing=counts.missing,
                 )
-    return due_files(settings, message.host)
+    return due_files(settings, message.host) if message.then_ingest else []
 
 
 def due_files(settings: Settings, host: str) -> list[Message]:

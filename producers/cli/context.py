@@ -1,0 +1,108 @@
+"""What every command shares: settings, the choice of JSON, output on stdout, talk on stderr, exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from workers import database, migrations
+from workers import settings as settings_module
+from workers.settings import Settings
+
+DONE, SOME_FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class State:
+    """One invocation. Settings are read on first use, so that `--help` needs none."""
+
+    config: Path | None = None
+    json: bool = False
+    overrides: dict[str, Any] = field(default_factory=dict)
+    _settings: Settings | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of this invocation, which become those of the process."""
+        if self._settings is None:
+            self._settings = settings_module.load(self.config, self.overrides)
+            settings_module.use(self._settings)
+        return self._settings
+
+    def prepare(self) -> Settings:
+        """Settings, with the control database reached and its migrations applied. Raises ServerUnavailable."""
+        conf = self.settings
+        with database.connection(conf.target(), purpose="cli") as conn:
+            for name in migrations.migrate(conn, migrations.FOUNDATION):
+                self.say(f"migrated the control database: {name}")
+        return conf
+
+    def emit(self, document: Mapping[str, Any]) -> None:
+        """One JSON document on stdout."""
+        sys.stdout.buffer.write(orjson.dumps(document, default=_plain, option=orjson.OPT_INDENT_2) + b"\n")
+        sys.stdout.buffer.flush()
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table on stdout; plain columns where it is no terminal."""
+        console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        shown = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for row in rows:
+            shown.add_row(*(_cell(value) for value in row))
+        console.print(shown)
+
+    def out(self, text: str) -> None:
+        """A line of data on stdout."""
+        click.echo(text)
+
+    def say(self, text: str) -> None:
+        """A line of talk on stderr."""
+        click.echo(text, err=True)
+
+
+pass_state = click.make_pass_decorator(State, ensure=True)
+
+
+def json_option(command: F) -> F:
+    """`--json` after the command, for those who did not put it before."""
+
+    def switch(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        if value:
+            ctx.ensure_object(State).json = True
+
+    option = click.option(
+        "--json", "json_", is_flag=True, expose_value=False, callback=switch, help="One JSON document on stdout."
+    )
+    return option(command)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S")
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    if isinstance(value, (list, tuple)):
+        return " ".join(str(item) for item in value) or "-"
+    return str(value).replace("[", "\\[")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, bytes | memoryview):
+        return bytes(value).hex()
+    return str(value)

@@ -1,0 +1,1 @@
+"""The telemetry room: what instruments write, inventoried and read into PostgreSQL."""
