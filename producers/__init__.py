@@ -1,7 +1,7 @@
 """Producers decide that something is due and say so; they never do the work.
 
-    from producers import enqueue
-    enqueue("telemetry.ingest", path="/data/telem/cooler_20240416035000000000000.bintel")
+from producers import enqueue
+enqueue("telemetry.ingest", path="/data/telem/cooler_20240416035000000000000.bintel")
 """
 
 from __future__ import annotations

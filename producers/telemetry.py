@@ -65,7 +65,11 @@ def watch_forever(settings: Settings, send: Send, stop: threading.Event) -> None
                     if any(folder.is_dir() for folder in absent) or not all(f.is_dir() for f in present):
                         break
         except (OSError, RuntimeError) as error:
-            log.warning("watch.broken", reason=str(error), advice="raise fs.inotify.max_user_watches; the sweep goes on")
+            log.warning(
+                "watch.broken",
+                reason=str(error),
+                advice="raise fs.inotify.max_user_watches; the sweep goes on",
+            )
             stop.wait(LOOK_FOR_FOLDERS_SECONDS)
 
 
@@ -91,13 +95,15 @@ class _Watcher:
             count += 1
             if change is not Change.deleted and path.endswith(self.suffixes):
                 changed.add(path)
-            elif change is Change.added and os.path.isdir(path):  # noqa: PTH112
+            elif change is Change.added and os.path.isdir(path):
                 # Its files may have come before the watch on it.
                 changed.update(self._files_below(path))
         now = time.monotonic()
         due = {path for path in changed if now - self.sent.get(path, -PER_FILE_SECONDS) >= PER_FILE_SECONDS}
         self.waiting = changed - due
-        self.sent = {path: at for path, at in self.sent.items() if now - at < PER_FILE_SECONDS} | dict.fromkeys(due, now)
+        self.sent = {path: at for path, at in self.sent.items() if now - at < PER_FILE_SECONDS} | dict.fromkeys(
+            due, now
+        )
         if due:
             self._send([IngestFile(host=self.host, path=paths.to_text(path)) for path in sorted(due)])
         if count >= BURST:

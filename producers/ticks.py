@@ -66,5 +66,3 @@ def _reads_telemetry(conf: settings.Settings, host: Any) -> bool:
     except NothingToDo:
         return False
     return True
-
-

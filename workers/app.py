@@ -16,7 +16,15 @@ from kombu import Queue
 
 import beat_schedule
 from workers import execution, hosts, logs, queues, settings
-from workers.errors import Cancelled, HeadraceError, NothingToDo, PermanentFailure, RetryLater, ServerUnavailable, SettingsError
+from workers.errors import (
+    Cancelled,
+    HeadraceError,
+    NothingToDo,
+    PermanentFailure,
+    RetryLater,
+    ServerUnavailable,
+    SettingsError,
+)
 from workers.messages import TICKS_QUEUE, Message, parse
 from workers.services.processes import die_with_parent
 
@@ -33,7 +41,7 @@ MAX_RETRIES = 3
 MAX_WAITS = 10  # of RetryLater: about three minutes with back-off, then the sweep finds the work again
 
 
-class HeadraceTask(Task):  # type: ignore[misc]
+class HeadraceTask(Task):
     """Defaults of every task: late acknowledgement, bounded retries, a hard limit, no stored result."""
 
     acks_late = True
@@ -165,7 +173,8 @@ def queue_depths(names: list[str]) -> dict[str, int]:
 
 def broker_trouble(error: BaseException) -> str:
     """One line about a broker that does not answer: which, why, and what to do."""
-    return f"the broker {app.connection_for_read().as_uri()} cannot be reached: {error}; check broker.url and that Redis or Valkey runs"
+    where = app.connection_for_read().as_uri()
+    return f"the broker {where} cannot be reached: {error}; check broker.url and that Redis or Valkey runs"
 
 
 def _publish(message: Message, slot: str, producer: Any) -> str:

@@ -7,10 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import psycopg2
 from psycopg2 import extensions
-from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from workers import logs
 from workers.errors import HeadraceError, RetryLater, ServerUnavailable
@@ -18,9 +18,11 @@ from workers.targets import Target, redacted
 
 log = logs.get(__name__)
 
+Connection = extensions.connection
+
 NAME_BYTES = 63  # PostgreSQL truncates application_name at NAMEDATALEN - 1 bytes
 CONNECT_TIMEOUT_SECONDS = 10
-_CLIENT = {
+_CLIENT: dict[str, Any] = {
     "connect_timeout": CONNECT_TIMEOUT_SECONDS,
     "keepalives": 1,
     "keepalives_idle": 5,
@@ -65,7 +67,7 @@ def connect(target: Target, *, purpose: str, run: int | None = None, autocommit:
     Raises ServerUnavailable when the server cannot be reached or refuses the login.
     """
     try:
-        conn = psycopg2.connect(target.dsn, application_name=application_name(purpose, run), **_CLIENT)
+        conn: Connection = psycopg2.connect(target.dsn, application_name=application_name(purpose, run), **_CLIENT)
     except psycopg2.OperationalError as error:
         raise ServerUnavailable(_unreachable(target, error), after=timedelta(seconds=5)) from error
     except (psycopg2.Error, UnicodeDecodeError, TypeError) as error:
@@ -79,7 +81,9 @@ def connect(target: Target, *, purpose: str, run: int | None = None, autocommit:
 
 
 @contextmanager
-def connection(target: Target, *, purpose: str, run: int | None = None, autocommit: bool = False) -> Iterator[Connection]:
+def connection(
+    target: Target, *, purpose: str, run: int | None = None, autocommit: bool = False
+) -> Iterator[Connection]:
     """Borrow a connection of this process and thread; rolled back and kept for the next borrower on the way out.
 
     A connection never crosses a fork, and one that broke is thrown away.
@@ -108,10 +112,14 @@ def translated(target: Target, conn: Connection | None = None) -> Iterator[None]
     except (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.InternalError) as error:
         code = error.pgcode or ""
         if code in _AGAIN:
-            raise RetryLater(f"{target.name}: {_AGAIN[code]} ({first_line(error)})", after=timedelta(seconds=2)) from error
+            raise RetryLater(
+                f"{target.name}: {_AGAIN[code]} ({first_line(error)})", after=timedelta(seconds=2)
+            ) from error
         gone = conn is not None and conn.closed
         if gone or code.startswith(("08", "57P")) or (not code and isinstance(error, psycopg2.OperationalError)):
-            raise ServerUnavailable(f"{target}: connection lost: {first_line(error)}", after=timedelta(seconds=2)) from error
+            raise ServerUnavailable(
+                f"{target}: connection lost: {first_line(error)}", after=timedelta(seconds=2)
+            ) from error
         raise
     except psycopg2.errors.ReadOnlySqlTransaction as error:
         raise RetryLater(f"{target.name}: {_AGAIN['25006']}", after=timedelta(seconds=30)) from error

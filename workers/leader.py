@@ -14,14 +14,14 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from workers import database, logs, settings
 from workers.errors import HeadraceError
+from workers.status import BEAT_LOCK
 
 log = logs.get(__name__)
 
-_LOCK = 0x6865616462656174  # "headbeat"
 _RETRY_SECONDS = 1.0
 
 
-class LeaderScheduler(Scheduler):  # type: ignore[misc]
+class LeaderScheduler(Scheduler):
     """Celery's in-memory scheduler behind the lock; it keeps no file, so it starts anywhere."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -68,7 +68,7 @@ class LeaderScheduler(Scheduler):  # type: ignore[misc]
             if self._conn is None:
                 self._conn = database.connect(target, purpose="beat leader", autocommit=True)
                 self._leading = None if self._leading is None else False
-            statement = "SELECT true" if self._leading else f"SELECT pg_try_advisory_lock({_LOCK})"
+            statement = "SELECT true" if self._leading else f"SELECT pg_try_advisory_lock({BEAT_LOCK})"
             with database.translated(target, self._conn), self._conn.cursor() as cursor:
                 cursor.execute(statement)
                 row = cursor.fetchone()

@@ -56,7 +56,8 @@ def migrate(conn: Connection, room: str) -> list[str]:
         cursor.execute(_LEDGER)
         for migration in status(conn, room)[1]:
             cursor.execute(
-                "INSERT INTO headrace.migration (name, checksum) VALUES (%s, %s)", (migration.name, migration.checksum)
+                "INSERT INTO headrace.migration (name, checksum) VALUES (%s, %s)",
+                (migration.name, migration.checksum),
             )
             cursor.execute(migration.text)
             applied.append(migration.name)

@@ -31,6 +31,4 @@ def to_bytes(text: str) -> bytes:
     if "\\x" not in text:
         return text.encode("utf-8")
     pieces = re.split(r"(\\x[0-9a-f]{2})", text)
-    return b"".join(
-        bytes.fromhex(piece[2:]) if _ESCAPE.fullmatch(piece) else piece.encode("utf-8") for piece in pieces
-    )
+    return b"".join(bytes.fromhex(piece[2:]) if _ESCAPE.fullmatch(piece) else piece.encode("utf-8") for piece in pieces)

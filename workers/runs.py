@@ -60,7 +60,13 @@ class Run:
 
 @contextmanager
 def running(
-    message: Message, *, control: Target, work: Target, conn: Connection, host: str, same_run: timedelta = timedelta(0)
+    message: Message,
+    *,
+    control: Target,
+    work: Target,
+    conn: Connection,
+    host: str,
+    same_run: timedelta = timedelta(0),
 ) -> Iterator[Run]:
     """Claim a run for a message, keep its heartbeat, and write down how the block ended.
 
@@ -126,9 +132,7 @@ def close_request(control: Target, run: int, state: str, reason: str) -> None:
         rows.append(run)
 
 
-def _claim(
-    message: Message, control: Target, work: Target, conn: Connection, host: str, same_run: timedelta
-) -> Run:
+def _claim(message: Message, control: Target, work: Target, conn: Connection, host: str, same_run: timedelta) -> Run:
     backend = SQL["own_backend"].row(conn)
     assert backend is not None
     facts: dict[str, Any] = {
@@ -150,7 +154,9 @@ def _claim(
             if row is None:
                 raise NothingToDo(f"run {message.run} was cancelled or is already being worked on")
         else:
-            row = (SQL["continue_run"].row(log_conn, facts) if same_run else None) or SQL["start_run"].row(log_conn, facts)
+            row = (SQL["continue_run"].row(log_conn, facts) if same_run else None) or SQL["start_run"].row(
+                log_conn, facts
+            )
         log_conn.commit()
     assert row is not None
     return Run(row[0], message.room, message.key(), counters=dict(row[1]))
@@ -220,4 +226,3 @@ class _Heart:
 
 
 _heart = _Heart()
-

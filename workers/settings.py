@@ -133,7 +133,11 @@ class Settings(BaseSettings):
     """Everything that a site decides; see README for the keys and their defaults."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix="HEADRACE_", env_nested_delimiter="__", env_parse_none_str="null"
+        frozen=True,
+        extra="forbid",
+        env_prefix="HEADRACE_",
+        env_nested_delimiter="__",
+        env_parse_none_str="null",
     )
     _yaml: ClassVar[dict[str, Any]] = {}
 
@@ -163,7 +167,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Settings:
-        for where, name in (("control.database", self.control.database), ("telemetry.database", self.telemetry.database)):
+        for where, name in (
+            ("control.database", self.control.database),
+            ("telemetry.database", self.telemetry.database),
+        ):
             if name is not None and name != CONTROL and name not in self.databases:
                 known = [CONTROL, *self.databases]
                 raise ValueError(f"{where}: no database named {name!r}{did_you_mean(name, known)}")
@@ -182,8 +189,10 @@ class Settings(BaseSettings):
         dsn = self.endpoint("control_dsn")
         if dsn is None:
             raise SettingsError(
-                ["control.dsn: no control database is configured; set HEADRACE_CONTROL__DSN or `control:` in "
-                 "headrace.yaml, or start an embedded one with `headrace up`"]
+                [
+                    "control.dsn: no control database is configured; set HEADRACE_CONTROL__DSN or `control:` in "
+                    "headrace.yaml, or start an embedded one with `headrace up`"
+                ]
             )
         return Target(CONTROL, dsn)
 

@@ -54,7 +54,10 @@ class Connection(BaseModel):
             "passfile": self.passfile,
             "password": self._password(name),
         }
-        return Target(name, " ".join(f"{key}={_quoted(str(value))}" for key, value in words.items() if value is not None))
+        return Target(
+            name,
+            " ".join(f"{key}={_quoted(str(value))}" for key, value in words.items() if value is not None),
+        )
 
     def _password(self, name: str) -> str | None:
         if self.password is not None:

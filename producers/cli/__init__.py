@@ -7,6 +7,7 @@ import os
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import ClassVar
 
 import click
 
@@ -17,7 +18,7 @@ from workers.errors import HeadraceError, ServerUnavailable, SettingsError
 class LazyGroup(click.Group):
     """Commands in modules that are imported when they are asked for: `headrace --help` stays quick."""
 
-    modules = {
+    modules: ClassVar[dict[str, tuple[str, str]]] = {
         "telemetry": ("telemetry", "telemetry"),
         "up": ("services", "up"),
         "down": ("services", "down"),
@@ -51,7 +52,11 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(metadata.version("headrace"), prog_name="headrace")
-@click.option("--config", type=click.Path(path_type=Path), help="Settings file (default: $HEADRACE_CONFIG, ./headrace.yaml, /etc/headrace/headrace.yaml).")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Settings file (default: $HEADRACE_CONFIG, ./headrace.yaml, /etc/headrace/headrace.yaml).",
+)
 @json_option
 @click.pass_context
 def cli(ctx: click.Context, config: Path | None) -> None:

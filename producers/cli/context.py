@@ -81,7 +81,12 @@ def json_option(command: F) -> F:
             ctx.ensure_object(State).json = True
 
     option = click.option(
-        "--json", "json_", is_flag=True, expose_value=False, callback=switch, help="One JSON document on stdout."
+        "--json",
+        "json_",
+        is_flag=True,
+        expose_value=False,
+        callback=switch,
+        help="One JSON document on stdout.",
     )
     return option(command)
 

@@ -36,7 +36,13 @@ def here_options(command: Any) -> Any:
     for option in (
         click.option("--here", is_flag=True, help="Do the work in this process: no Redis, no worker."),
         click.option("--wait", is_flag=True, help="Follow the work until it is done."),
-        click.option("--here-timeout", type=float, default=600.0, show_default=True, help="Seconds to wait for locks and servers with --here."),
+        click.option(
+            "--here-timeout",
+            type=float,
+            default=600.0,
+            show_default=True,
+            help="Seconds to wait for locks and servers with --here.",
+        ),
     ):
         command = option(command)
     return command
@@ -94,7 +100,12 @@ def setup(state: State, words: tuple[str, ...], legacy: tuple[Path, ...], dry_ru
 @json_option
 @pass_state
 def inventory(
-    state: State, words: tuple[str, ...], legacy: tuple[Path, ...], here: bool, wait: bool, here_timeout: float
+    state: State,
+    words: tuple[str, ...],
+    legacy: tuple[Path, ...],
+    here: bool,
+    wait: bool,
+    here_timeout: float,
 ) -> int:
     """Bring the inventory of this host up to date with its data folders; reads no file's content."""
     _refuse(_apply_legacy(state, legacy, words))
@@ -170,12 +181,23 @@ def status_(state: State, legacy: tuple[Path, ...]) -> int:
         "Devices",
         ("device", "newest file", "state", "records", "read at", "lag [s]"),
         [
-            (row["device"], row["path"].rsplit("/", 1)[-1], row["state"], row["records"], row["ingested_at"], row["lag_seconds"])
+            (
+                row["device"],
+                row["path"].rsplit("/", 1)[-1],
+                row["state"],
+                row["records"],
+                row["ingested_at"],
+                row["lag_seconds"],
+            )
             for row in document["devices"]
         ],
     )
     if document["troubles"]:
-        state.table("Needs a person", ("host", "path", "state", "why", "dead letters"), [tuple(row.values()) for row in document["troubles"]])
+        state.table(
+            "Needs a person",
+            ("host", "path", "state", "why", "dead letters"),
+            [tuple(row.values()) for row in document["troubles"]],
+        )
     return int(trouble)
 
 
@@ -189,7 +211,11 @@ def dead_letters(state: State, limit: int) -> int:
     if state.json:
         state.emit({"dead_letters": rows})
     else:
-        state.table("Dead letters", ("id", "host", "path", "from byte", "to byte", "reason", "seen"), [tuple(row.values()) for row in rows])
+        state.table(
+            "Dead letters",
+            ("id", "host", "path", "from byte", "to byte", "reason", "seen"),
+            [tuple(row.values()) for row in rows],
+        )
     return DONE
 
 

@@ -202,3 +202,14 @@ SELECT id, room, key, state, host, finished_at, error
 -- name: delete_old_runs
 -- History beyond its retention.
 DELETE FROM headrace.run WHERE finished_at < now() - %(older)s
+
+-- name: beat_leads
+-- Does some session hold the lock of the beat that sends?
+SELECT EXISTS (SELECT FROM pg_locks
+                WHERE locktype = 'advisory' AND granted AND objsubid = 1
+                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                  AND classid::bigint = %(high)s AND objid::bigint = %(low)s)
+
+-- name: cancel_backend
+-- Cancel the statement of one backend, told apart from a later one with the same pid.
+SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = %(pid)s AND backend_start = %(start)s AND state = 'active'

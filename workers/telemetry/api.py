@@ -23,9 +23,9 @@ SQL = queries("telemetry")
 __all__ = ["settings_from_xtelemdb"]
 
 
-def setup(settings: Settings, *, dry_run: bool = False) -> list[str]:
+def setup(settings: Settings, *, dry_run: bool = False, target: Target | None = None) -> list[str]:
     """Make or widen the tables; the statements that were (or would be) run. Twice is harmless."""
-    work = settings.target(settings.telemetry.database)
+    work = target or settings.target(settings.telemetry.database)
     with database.connection(work, purpose="telemetry setup") as conn:
         steps = list(plan(store.read_facts(conn)))
         texts = store.statements(conn, steps)
@@ -44,9 +44,9 @@ def find_files(arguments: list[str]) -> tuple[list[str], list[str]]:
     found: list[str] = []
     problems: list[str] = []
     for argument in arguments:
-        path = os.path.abspath(argument)  # noqa: PTH100 (links stay as they are: the text is the key)
+        path = os.path.abspath(argument)
         try:
-            mode = os.stat(path).st_mode  # noqa: PTH116
+            mode = os.stat(path).st_mode
         except OSError as error:
             problems.append(f"{paths.to_text(path)}: {error.strerror}")
             continue
@@ -55,7 +55,9 @@ def find_files(arguments: list[str]) -> tuple[list[str], list[str]]:
             continue
         for listing in walk(path, problems):
             found += sorted(
-                paths.to_text(f"{listing.folder.rstrip('/')}/{name}") for name in listing.names if name.endswith(SUFFIXES)
+                paths.to_text(f"{listing.folder.rstrip('/')}/{name}")
+                for name in listing.names
+                if name.endswith(SUFFIXES)
             )
     return found, problems
 

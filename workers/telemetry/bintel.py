@@ -8,28 +8,20 @@ says, and a damaged one is stepped over only if what follows it is believable to
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+from workers.telemetry.bintel_frames import HEADER, LONGEST_MESSAGE, NANOSECONDS, PRIORITIES, Frame, Frames, MoreBytes
 from workers.telemetry.event_schemas import Schema
 from workers.telemetry.flatbuffer import BadMessage, decode
 
-LONGEST_MESSAGE = 64 << 20  # bytes; a length beyond it is damage, so a hostile one never makes memory grow
-LONGEST_GARBAGE = 16 << 20  # bytes of one Damage; above the 10 MiB at which MagAO-X begins a new file
-_SHORTEST_MESSAGE = 12  # bytes of a table without fields: root offset, vtable, back reference
-_LONG = 65_536  # bytes from which a message is decoded in place and not copied out
-_NANOSECONDS = 1_000_000_000
-_HEADER = struct.Struct("<bHIIB")
-_FIRST_STEPS = 8  # records that are looked at behind a damaged one, until one is whole
-_BELIEVABLE = 3  # damaged records in a row with sane headers that are believed without a whole one
+__all__ = ["LONGEST_GARBAGE", "LONGEST_MESSAGE", "Damage", "Record", "Scan", "priority_name", "scan"]
 
-_PRIORITIES = {
-    0: "EMER", 1: "ALRT", 2: "CRIT", 3: "ERR ", 4: "WARN", 5: "NOTE", 6: "INFO", 7: "DBG ", 8: "DBG2",
-    64: "TELM", 126: "DEF?",
-}  # fmt: skip
-_SANE_PRIORITIES = frozenset(_PRIORITIES)
+LONGEST_GARBAGE = 16 << 20  # bytes of one Damage; above the 10 MiB at which MagAO-X begins a new file
+_LOOK = 32  # bytes from the start of a record that the search pattern may read
+_SEARCH_ALLOWANCE = 16 << 20  # bytes of long candidates that a search decodes in vain before it wants short ones
+_LOST = "a record whose rest is lost: whole records follow inside of it"
 
 
 class Record(NamedTuple):
@@ -66,94 +58,149 @@ class Scan(NamedTuple):
     consumed: int
 
 
-class _Frame(NamedTuple):
-    """A record as its header tells it; `end` may lie behind the buffer."""
-
-    start: int  # of the message
-    end: int
-    priority: int
-    code: int
-    seconds: int
-    nanoseconds: int
-
-
-class _MoreBytes(Exception):  # noqa: N818  # a turn of the search, not an error
-    """The answer depends on bytes that are not there yet."""
-
-
 _record = partial(tuple.__new__, Record)
 
 
 def priority_name(priority: int) -> str:
     """A priority as MagAO-X prints it, four characters; unlisted numbers are `UNK?`."""
-    return _PRIORITIES.get(priority, "UNK?")
+    return PRIORITIES.get(priority, "UNK?")
 
 
-def scan(
-    buffer: bytes | memoryview, *, base: int = 0, at_end: bool, schemas: Mapping[int, Schema]
-) -> Scan:
+def scan(buffer: bytes | memoryview, *, base: int = 0, at_end: bool, schemas: Mapping[int, Schema]) -> Scan:
     """Every record and every damaged range of a buffer that begins at byte `base` of a file.
 
-    Present what is not consumed again, at the front of the next buffer and with more bytes; at least double
-    the buffer when nothing is consumed, at most LONGEST_MESSAGE and a little are ever needed. With `at_end`
-    there are no more bytes now: a last record that is not complete but sane so far is neither consumed nor
-    damage. Where the file is cut into buffers makes no difference. Never raises for what the bytes are.
+    Present what is not consumed again, at the front of the next buffer and with more bytes: at least double
+    when nothing was consumed. The last record of a buffer waits for what follows it. With `at_end` there are
+    no more bytes for now: a last record that is incomplete but sane so far is neither consumed nor damage.
+    Where a file is cut into buffers makes no difference. Never raises for what the bytes are.
     """
     return _Scanner(bytes(buffer), base, at_end, schemas).run()
 
 
-class _Scanner:
+class _Scanner(Frames):
+    """One buffer; `base` is added to a position where it is reported."""
+
     def __init__(self, data: bytes, base: int, at_end: bool, schemas: Mapping[int, Schema]) -> None:
-        self.data, self.base, self.at_end, self.schemas = data, base, at_end, schemas
-        self.size = len(data)
+        super().__init__(data, at_end, schemas)
+        self.base = base
+        self.records: list[Record] = []
         self.damage: list[Damage] = []
 
     def run(self) -> Scan:
-        data, base, schema_of, size = self.data, self.base, self.schemas.get, self.size
-        header, records = _HEADER.unpack_from, []
-        last_header = size - _HEADER.size
+        data, base, size, records = self.data, self.base, self.size, self.records
+        header, schema_of = HEADER.unpack_from, self.schemas.get
+        last_header = size - HEADER.size
         position = 0
         try:
             while position < size:
                 if position <= last_header:
-                    # The common case, in line: a short whole record with a message.
+                    # The common case in line: a short, whole, sound record.
                     priority, code, seconds, nanoseconds, length = header(data, position)
-                    end = position + 12 + length
                     schema = schema_of(code)
-                    if 0 < length < 254 and end <= size and nanoseconds < _NANOSECONDS and schema is not None:
+                    start = position + 12
+                    end = start + length
+                    if 0 < length < 254 and end <= size and nanoseconds < NANOSECONDS and schema is not None:
                         try:
-                            message, unknown = decode(schema.table, data[position + 12 : end])
+                            message, unknown = decode(schema.table, data[start:end])
                         except BadMessage:
                             pass
                         else:
-                            if schema.table.fields:
-                                records.append(
-                                    _record((base + position, base + end, priority, code, schema.name,
-                                             seconds, nanoseconds, message, unknown))
-                                )  # fmt: skip
-                                position = end
-                                continue
-                position = self.step(position, records)
-        except _MoreBytes:
+                            records.append(
+                                _record((base + position, base + end, priority, code, schema.name, seconds,
+                                         nanoseconds, message, unknown))
+                            )  # fmt: skip
+                            position = end
+                            continue
+                position = self.step(position)
+        except MoreBytes:
             pass
+        if not self.at_end and records and records[-1].end == base + position:
+            # Bytes lost inside a record can leave one that looks sound but ends in the midst of its
+            # neighbour. So a record is only decided once what follows it is.
+            position = records.pop().offset - base
         return Scan(records, self.damage, position)
 
-    def step(self, position: int, records: list[Record]) -> int:
-        """Any other case: one record or one damage from `position`; returns where it ends."""
+    def step(self, position: int) -> int:
+        """Any other case: decide on one record or one damaged range and return where it ends."""
         frame = self.frame(position)
         if isinstance(frame, str):
             return self.garbage(position, frame)
-        if frame.end > self.size:
-            return self.unfinished(position, frame)
+        if frame is None or frame.end > self.size:
+            doubt = self.doubt(position, frame)
+            if doubt is not None:
+                return self.garbage(position, doubt)
+            if frame is None or self.search(position + 1, self.size, tail=False) is None:
+                raise MoreBytes  # open: it may still be completed
+            return self.garbage(position, _LOST)
         found = self.judge(frame)
-        if not isinstance(found, str):
-            message, unknown = found
-            records.append(
-                Record(self.base + position, self.base + frame.end, frame.priority, frame.code,
-                       self.schemas[frame.code].name, frame.seconds, frame.nanoseconds, message, unknown)
-            )  # fmt: skip
-            return frame.end
-        if self.leads_on(frame.end):
-            self.damage.append(Damage(self.base + position, self.base + frame.end, found))
-            return frame.end
-        return self.garbage(position, found)
+        if isinstance(found, str):
+            if not self.leads_on(frame.end, frame.seconds):
+                return self.garbage(position, found)
+            inside = self.search(position + 1, frame.end, tail=False)
+            return self.skip(position, inside or frame.end, found)
+        self.records.append(
+            Record(self.base + position, self.base + frame.end, frame.priority, frame.code,
+                   self.schemas[frame.code].name, frame.seconds, frame.nanoseconds, *found)
+        )  # fmt: skip
+        return frame.end
+
+    def skip(self, position: int, end: int, reason: str) -> int:
+        self.damage.append(Damage(self.base + position, self.base + end, reason))
+        return end
+
+    def garbage(self, position: int, reason: str) -> int:
+        """One damage from `position` to the next record that can be believed."""
+        records, limit = self.records, position + LONGEST_GARBAGE
+        if records and records[-1].end == self.base + position:
+            before = records[-1].offset - self.base
+            inside = self.search(before + 1, position, tail=False)
+            if inside is not None:
+                records.pop()
+                return self.skip(before, inside, _LOST)
+        found = self.search(position + 1, limit, tail=True)
+        return self.skip(position, min(limit, self.size) if found is None else found, reason)
+
+    def search(self, start: int, limit: int, *, tail: bool) -> int | None:
+        """Where the next believable record in `start` to `limit` begins; None if there is none.
+
+        It must be whole, sound, and lead on; with `tail` a sane one that the end of data cuts will do else.
+        """
+        find = _pattern(tuple((code, bool(each.table.fields)) for code, each in self.schemas.items())).search
+        position, cut, spent = start, None, 0
+        while match := find(self.data, position, min(self.size, limit - 1 + _LOOK)):
+            here = match.start()
+            if here >= limit:
+                break
+            position = here + 1
+            frame = self.frame(here)
+            if not isinstance(frame, Frame):
+                continue
+            length = frame.end - frame.start
+            if length > 253 and spent > _SEARCH_ALLOWANCE + here - start:
+                continue
+            if frame.end > self.size:
+                if not self.at_end:
+                    raise MoreBytes
+                cut = here if cut is None and self.doubt(here, frame) is None else cut
+                continue
+            spent += length
+            if not isinstance(self.judge(frame), str) and self.leads_on(frame.end, frame.seconds):
+                return here
+        if limit - 1 + _LOOK > self.size and not self.at_end:
+            raise MoreBytes
+        return cut if tail else None
+
+
+@cache
+def _pattern(codes: tuple[tuple[int, bool], ...]) -> re.Pattern[bytes]:
+    """A header with a known priority and code, a fraction of a second, a length, and a root offset to match."""
+
+    def one_of(with_message: bool) -> bytes:
+        return b"|".join(re.escape(code.to_bytes(2, "little")) for code, has in codes if has is with_message)
+
+    short, middle, long = rb"[\x0c-\xfd].\0\0\0", rb"\xfe....\0\0", rb"\xff...[\0-\x04]\0{4}...[\0-\x04]"
+    priority = b"[" + b"".join(re.escape(bytes([each])) for each in PRIORITIES) + b"]"
+    instant = rb".{7}[\0-\x3b]"
+    full = b"(?:%b)%b(?:%b|%b|%b)" % (one_of(True), instant, short, middle, long)
+    empty = b"(?:%b)%b\0" % (one_of(False), instant)
+    return re.compile(priority + b"(?:%b|%b)" % (full, empty), re.DOTALL)

@@ -13,77 +13,19 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from workers.telemetry.event_schemas import SCALARS, Table
+from workers.telemetry.float32 import SHORT_FLOATS
 
 MAX_PLANS = 512  # of one table; a hostile file could otherwise bring a new vtable with every record
 _LONGEST_PREFIX = 256  # bytes up to the root table that are worth a look-up; real ones have 12 to 60
 _U16 = struct.Struct("<H").unpack_from
 _U32 = struct.Struct("<I").unpack_from
 _I32 = struct.Struct("<i").unpack_from
-_F32 = struct.Struct("<f")
 
 Bytes = bytes | memoryview
 
 
 class BadMessage(ValueError):
     """The bytes are not a message of this schema; the text says where it breaks."""
-
-
-class _ShortFloats(dict[int, float]):
-    """Bits of a float32 to the double of its shortest decimal form (22.6, not 22.600000381469727).
-
-    In a binade whose float32 step is `s`, let 10**-k be the smallest power of ten above `s`. At most one decimal
-    with k places rounds to a given float32, so if the nearest one does, it is the shortest; else one place
-    more always does. Instruments repeat values, so what was computed is kept, up to a limit.
-    """
-
-    limit = 32_768
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._binades = [_binade(exponent) for exponent in range(512)]
-
-    def __missing__(self, bits: int) -> float:
-        binade = self._binades[bits >> 23]
-        if binade is None or not bits & 0x7FFFFF:
-            value = _shortest_slowly(bits)
-        else:
-            scale, coarse, half, fine = binade
-            exact = (bits & 0x7FFFFF | 0x800000) * scale
-            value = round(exact * coarse) / coarse
-            if not -half < value - exact < half:
-                value = round(exact * fine) / fine
-        if len(self) >= self.limit:
-            self.clear()
-        self[bits] = value
-        return value
-
-
-def _binade(top_bits: int) -> tuple[float, float, float, float] | None:
-    """(value of a unit of the mantissa, 10**k, half a step, 10**(k+1)) of sign and exponent bits; None if rare."""
-    step = 2.0 ** ((top_bits & 0xFF) - 150)
-    if not 1e-12 < step < 1.0:
-        return None
-    places = next(k for k in range(13, -1, -1) if 10.0**-k > step)
-    return (-step if top_bits & 0x100 else step), 10.0**places, step / 2, 10.0 ** (places + 1)
-
-
-def _shortest_slowly(bits: int) -> float:
-    """The same by trying: for zeros, powers of two, very large and very small numbers, infinities, NaN."""
-    raw = bits.to_bytes(4, "little")
-    value: float = _F32.unpack(raw)[0]
-    for digits in range(1, 9):
-        candidate = float(f"{value:.{digits}g}")
-        try:
-            if _F32.pack(candidate) == raw:
-                return candidate
-        except OverflowError:
-            continue  # rounded up beyond the largest float32
-    nine = float(f"{value:.9g}")
-    return nine if nine == nine else value
-
-
-_SHORT = _ShortFloats()
-short_float = _SHORT.__getitem__
 
 
 class _Plan(NamedTuple):
@@ -122,7 +64,7 @@ def _read(plan: _Plan, message: Bytes, position: int) -> tuple[dict[str, Any], i
     values = unpack(message, position) + absent
     fields = dict(zip(names, values if pick is None else pick(values)))  # noqa: B905  # same length by construction
     for name in floats:
-        fields[name] = _SHORT[fields[name]]
+        fields[name] = SHORT_FLOATS[fields[name]]
     for name, offset, reader in references:
         distance = fields[name]
         if not distance:
@@ -248,7 +190,7 @@ def _reader(kind: str) -> Callable[[Bytes, int], Any]:
         if count * width > len(message) - position - 4 or position & 3:
             raise BadMessage(f"a vector of {count} × {width} bytes at {position} in {len(message)} bytes")
         values = struct.unpack_from(f"<{count}{letter}", message, position + 4)
-        return list(map(short_float, values)) if element == "float32" else list(values)
+        return list(map(SHORT_FLOATS.__getitem__, values)) if element == "float32" else list(values)
 
     return vector
 

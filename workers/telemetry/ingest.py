@@ -21,7 +21,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
-
 from workers import database, paths, runs
 from workers.database import Connection
 from workers.errors import Cancelled, NothingToDo, PermanentFailure
@@ -73,12 +72,10 @@ def ingest_file(message: IngestFile, settings: Settings) -> list[Message]:
 class _Reader:
     """One reader of one file, while it holds the file's lock."""
 
-    def __init__(
-        self, conn: Connection, message: IngestFile, settings: Settings, file: BinaryIO, sight: Sight
-    ) -> None:
+    def __init__(self, conn: Connection, message: IngestFile, settings: Settings, file: BinaryIO, sight: Sight) -> None:
         self.conn, self.message, self.settings, self.file, self.sight = conn, message, settings, file, sight
         self.host, self.path = message.host, message.path
-        self.name = parse_name(os.path.basename(message.path))  # noqa: PTH119 (text form, not a real path)
+        self.name = parse_name(os.path.basename(message.path))
         self.fresh = True
         self.dead = 0
         self.records = 0
@@ -95,7 +92,9 @@ class _Reader:
             verdict = "rewritten"
         self.conn.commit()
         control, work = self.settings.target(), self.settings.target(self.settings.telemetry.database)
-        with runs.running(self.message, control=control, work=work, conn=self.conn, host=self.host, same_run=LIVE_RUN) as run:
+        with runs.running(
+            self.message, control=control, work=work, conn=self.conn, host=self.host, same_run=LIVE_RUN
+        ) as run:
             position = Position()
             if known is not None and verdict == "grown":
                 position, self.records, self.dead = known.position, known.records, known.dead_letters
@@ -260,11 +259,11 @@ def _opened(conn: Connection, message: IngestFile, raw_path: bytes) -> Iterator[
         if not stat.S_ISREG(seen.st_mode):
             kind = "a folder" if stat.S_ISDIR(seen.st_mode) else "a FIFO, socket or device"
             raise _unreadable(conn, message, f"is {kind}, not a regular file", None)
-        yield raw, Sight(seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)  # type: ignore[misc]
+        yield raw, Sight(seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
 
 
 def _unreadable(conn: Connection, message: IngestFile, reason: str, due: timedelta | None) -> PermanentFailure:
-    name = parse_name(os.path.basename(message.path))  # noqa: PTH119
+    name = parse_name(os.path.basename(message.path))
     store.fail_file(conn, message.host, message.path, name.device, name.stamp, reason, due)
     hint = "; check its owner and mode" if due else ""
     return PermanentFailure(f"{message.path}: {reason}{hint}")

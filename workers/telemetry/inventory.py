@@ -23,9 +23,9 @@ from workers.messages import IngestFile, Message, TakeInventory
 from workers.settings import Settings
 from workers.telemetry import inventory_store, store
 from workers.telemetry.folders import Listing, walk
+from workers.telemetry.inventory_store import Folder
 from workers.telemetry.names import parse_name
 from workers.telemetry.records import DELIMITER, copy_field
-from workers.telemetry.inventory_store import Folder
 
 PORTION_FILES = 20_000
 _PLAIN_NAME = re.compile(r"[\x20-\x5b\x5d-\x7e]+")  # printable ASCII without a backslash: its own text form
@@ -70,7 +70,7 @@ def take_inventory(message: TakeInventory, settings: Settings) -> list[Message]:
                 begin()
             look = _Look(conn, message.host, telemetry.suffixes, begin)
             for root in roots:
-                look.take(os.path.abspath(root))  # noqa: PTH100 (links stay: the text is the key)
+                look.take(os.path.abspath(root))
             counts = look.counts
             if inventory_store.taken(conn, message.host, counts.files, counts.problems) or counts.changed_folders:
                 run = begin()

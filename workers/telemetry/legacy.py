@@ -87,4 +87,6 @@ def _password(named: str | None, secrets: bool) -> dict[str, Any]:
     try:
         return {"password": file.read_text(encoding="utf-8").strip()}
     except (OSError, UnicodeDecodeError) as error:
-        raise ServerUnavailable(f"{file}: the password cannot be read ({error}); check its path, owner and mode") from error
+        raise ServerUnavailable(
+            f"{file}: the password cannot be read ({error}); check its path, owner and mode"
+        ) from error

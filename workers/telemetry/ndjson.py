@@ -78,7 +78,7 @@ def parse_carefully(chunk: bytes, base: int, device: bytes) -> Parsed:
             continue
         try:
             copy, nulled = _line_to_copy(stripped, device)
-        except _NoText as reason:
+        except _NoTextError as reason:
             if noise_start is not None and parsed.dead and parsed.dead[-1].end == start:
                 parsed.dead.pop()
                 start = noise_start
@@ -116,7 +116,7 @@ def judge_tail(tail: bytes) -> str:
     return "open"
 
 
-class _NoText(ValueError):
+class _NoTextError(ValueError):
     """Bytes that are not text: noise, whatever line ends it holds."""
 
 
@@ -127,9 +127,9 @@ def _line_to_copy(line: bytes, device: bytes) -> tuple[bytes, int]:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _NoText(f"not UTF-8: {error.reason}") from error
+        raise _NoTextError(f"not UTF-8: {error.reason}") from error
     if re.search(r"[\x00-\x08\x0b-\x1f]", text):
-        raise _NoText("control characters: not a line of text")
+        raise _NoTextError("control characters: not a line of text")
     record = _loads(line, text)
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
@@ -143,9 +143,9 @@ def _line_to_copy(line: bytes, device: bytes) -> tuple[bytes, int]:
         raise ValueError("a string holds U+0000, which jsonb cannot store")
     named = record.get("device")
     owner = copy_field(named.encode()) if isinstance(named, str) and named else device
-    fields = [copy_field(_word(record, name)) for name in ("prio", "ec")]
+    prio, event = (copy_field(_word(record, name)) for name in ("prio", "ec"))
     message = copy_field(_message_bytes(text, record["msg"]))
-    return copy_line(owner, stamp.encode(), b"%d" % nanoseconds, *fields, message), nulled
+    return copy_line(owner, stamp.encode(), b"%d" % nanoseconds, prio, event, message), nulled
 
 
 def _loads(line: bytes, text: str) -> Any:

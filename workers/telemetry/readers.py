@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from time import gmtime, strftime
 from typing import BinaryIO
 
@@ -180,9 +180,13 @@ def _bintel_batches(
         parsed = _bintel_to_copy(scan, pending, offset, device)
         offset += scan.consumed
         pending = pending[scan.consumed :]
-        yield Batch(careful=lambda parsed=parsed: parsed, after=Position(raw=offset, stream=offset), open=bool(pending))  # type: ignore[misc]
+        yield Batch(careful=partial(_same, parsed), after=Position(raw=offset, stream=offset), open=bool(pending))
         if not block:
             return
+
+
+def _same(parsed: Parsed) -> Parsed:
+    return parsed
 
 
 def _bintel_to_copy(scan: bintel.Scan, buffer: bytes, base: int, device: bytes) -> Parsed:

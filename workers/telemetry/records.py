@@ -11,9 +11,7 @@ DELIMITER = b"\x02"
 QUOTE = b"\x01"
 RAW_LIMIT = 65_536  # bytes of a dead letter that are kept
 _SPECIAL = re.compile(rb"[\x01\x02\r\n]")
-_STAMP = re.compile(
-    r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:\.(\d{1,9})|000)?(Z|[+-]\d\d:?\d\d)?", re.ASCII
-)
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:\.(\d{1,9})|000)?(Z|[+-]\d\d:?\d\d)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

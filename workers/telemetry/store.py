@@ -158,7 +158,13 @@ def save_checkpoint(conn: Connection, host: str, path: str, point: Checkpoint) -
 
 
 def fail_file(
-    conn: Connection, host: str, path: str, device: str, stamp: datetime | None, reason: str, due: timedelta | None
+    conn: Connection,
+    host: str,
+    path: str,
+    device: str,
+    stamp: datetime | None,
+    reason: str,
+    due: timedelta | None,
 ) -> None:
     """A file that cannot be read: seen by `status`, tried again when due or changed."""
     facts = {
@@ -181,9 +187,7 @@ def forget_pending(conn: Connection, host: str, path: str) -> None:
 
 def same_inode(conn: Connection, host: str, path: str, sight: Sight) -> list[tuple[str, Print, int, int]]:
     """(path, prints, raw offset, size) of other names under which this inode was read before."""
-    rows = SQL["same_inode"].rows(
-        conn, {"host": host, "path": path, "volume": sight.volume, "inode": sight.inode}
-    )
+    rows = SQL["same_inode"].rows(conn, {"host": host, "path": path, "volume": sight.volume, "inode": sight.inode})
     return [(row[0], Print(row[1], bytes(row[2]), row[3], bytes(row[4])), row[5], row[6]) for row in rows]
 
 

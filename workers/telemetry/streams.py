@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from isal import isal_zlib
+from isal import igzip_lib, isal_zlib
 
 BLOCK_BYTES = 262_144
 _MAGIC = b"\x1f\x8b\x08"
@@ -134,7 +134,7 @@ def _member(reader: _Blocks, skip: int) -> Iterator[Piece]:
         block = reader.ahead
         try:
             content = inflate.decompress(block)
-        except isal_zlib.error:
+        except igzip_lib.error:  # type: ignore[misc] # isal types it as an instance
             content, bad, reason = _salvage(reader.file, start, reader.offset, made)
             yield content[max(0, skip - made) :]
             reader.offset, reader.ahead = bad, b""
