@@ -55,7 +55,8 @@ class State:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table on stdout; plain columns where it is no terminal."""
-        console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        # Where nobody looks at it through a window of some width, no cell is cut or wrapped.
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
         shown = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
         for row in rows:
             shown.add_row(*(_cell(value) for value in row))

@@ -10,6 +10,7 @@ CREATE TABLE headrace.telemetry_file (
     inode numeric,
     size_bytes bigint,
     mtime_ns bigint,
+    seen_size_bytes bigint,
     seen_mtime_ns bigint,
     raw_offset bigint NOT NULL DEFAULT 0,
     skip_bytes bigint NOT NULL DEFAULT 0,

@@ -188,15 +188,15 @@ ON CONFLICT (origin_host, origin_path) DO UPDATE
 
 -- name: mark_pending
 -- Telemetry files whose size or time is not the one that was read.
-INSERT INTO headrace.telemetry_file AS f (host, path, device, stamp, state, seen_mtime_ns)
-SELECT %(host)s, s.origin_path, s.device, s.stamp, 'pending', s.mtime_ns
+INSERT INTO headrace.telemetry_file AS f (host, path, device, stamp, state, seen_size_bytes, seen_mtime_ns)
+SELECT %(host)s, s.origin_path, s.device, s.stamp, 'pending', s.size_bytes, s.mtime_ns
   FROM pg_temp.headrace_sighting s
  WHERE s.device IS NOT NULL
 ON CONFLICT (host, path) DO UPDATE
-   SET state = 'pending', seen_mtime_ns = excluded.seen_mtime_ns, due_at = NULL
+   SET state = 'pending', due_at = NULL,
+       seen_size_bytes = excluded.seen_size_bytes, seen_mtime_ns = excluded.seen_mtime_ns
  WHERE f.state <> 'pending'
-   AND (f.size_bytes, f.mtime_ns) IS DISTINCT FROM (
-       SELECT s.size_bytes, s.mtime_ns FROM pg_temp.headrace_sighting s WHERE s.origin_path = excluded.path)
+   AND (f.size_bytes, f.mtime_ns) IS DISTINCT FROM (excluded.seen_size_bytes, excluded.seen_mtime_ns)
 
 -- name: save_folder
 -- What a folder looks like now; commits with its files.

@@ -85,6 +85,7 @@ class _Scanner(Frames):
         self.base = base
         self.records: list[Record] = []
         self.damage: list[Damage] = []
+        self.pattern: re.Pattern[bytes] | None = None
 
     def run(self) -> Scan:
         data, base, size, records = self.data, self.base, self.size, self.records
@@ -99,7 +100,10 @@ class _Scanner(Frames):
                     schema = schema_of(code)
                     start = position + 12
                     end = start + length
-                    if 0 < length < 254 and end <= size and nanoseconds < NANOSECONDS and schema is not None:
+                    if (
+                        0 < length < 254 and end <= size and nanoseconds < NANOSECONDS
+                        and schema is not None and schema.table.fields
+                    ):  # fmt: skip
                         try:
                             message, unknown = decode(schema.table, data[start:end])
                         except BadMessage:
@@ -126,6 +130,8 @@ class _Scanner(Frames):
         if isinstance(frame, str):
             return self.garbage(position, frame)
         if frame is None or frame.end > self.size:
+            if not self.at_end:
+                raise MoreBytes
             doubt = self.doubt(position, frame)
             if doubt is not None:
                 return self.garbage(position, doubt)
@@ -165,7 +171,9 @@ class _Scanner(Frames):
 
         It must be whole, sound, and lead on; with `tail` a sane one that the end of data cuts will do else.
         """
-        find = _pattern(tuple((code, bool(each.table.fields)) for code, each in self.schemas.items())).search
+        if self.pattern is None:
+            self.pattern = _pattern(tuple((code, bool(each.table.fields)) for code, each in self.schemas.items()))
+        find = self.pattern.search
         position, cut, spent = start, None, 0
         while match := find(self.data, position, min(self.size, limit - 1 + _LOOK)):
             here = match.start()

@@ -23,12 +23,11 @@ PRIORITIES = {
 _SHORTEST_MESSAGE = 12  # bytes of a table without fields: root offset, vtable, back reference
 _LONG = 4096  # bytes from which a message is decoded in place and not copied out
 _FAR = 65_536  # bytes from which a message behind a doubtful one is not decoded just to see if it can be
-_STEPS = 8  # records looked at behind a doubtful one until one is whole
-_BELIEVABLE = 3  # damaged ones in a row with sane headers are believed without a whole one
+_BELIEVABLE = 3  # damaged records in a row with sane headers are believed without a whole one
 _NEAR = 30 * 86_400  # seconds between neighbours, to believe a damaged one
 
 
-class MoreBytes(Exception):  # noqa: N818  # a turn of the search, not an error
+class MoreBytes(Exception):
     """The answer depends on bytes that are not there yet."""
 
 
@@ -118,8 +117,7 @@ class Frames:
 
         A whole record proves it, also behind damaged ones of about the same time; so does the end of data.
         """
-        believable = 0
-        for _ in range(_STEPS):
+        for _ in range(_BELIEVABLE):
             if position == self.size and self.at_end:
                 return True
             frame = self.frame(position)
@@ -132,13 +130,8 @@ class Frames:
             far = frame.end - frame.start > _FAR and frame.code in self.schemas
             if self.rooted(frame) if far else not isinstance(self.judge(frame), str):
                 return True
-            known = frame.code in self.schemas
-            if frame.priority not in PRIORITIES or not (known or frame.nanoseconds < NANOSECONDS):
+            sane = frame.priority in PRIORITIES and frame.nanoseconds < NANOSECONDS
+            if not (sane or frame.code in self.schemas) or abs(frame.seconds - seconds) > _NEAR:
                 return False
-            if abs(frame.seconds - seconds) > _NEAR:
-                return False
-            believable += 1
-            if believable == _BELIEVABLE:
-                return True
             position, seconds = frame.end, frame.seconds
-        return False
+        return True

@@ -107,7 +107,7 @@ def _table(entry: dict[str, Any], where: str) -> Table:
 
 def _fields(lines: Any, nested: dict[str, Any], where: str) -> tuple[Field, ...]:
     if not isinstance(lines, list):
-        raise ValueError(f"{where}: must be a list such as [\"pos float32\"]")
+        raise ValueError(f'{where}: must be a list such as ["pos float32"]')
     fields: list[Field] = []
     for number, line in enumerate(lines):
         here = f"{where}[{number}]"

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 
 from workers import database, paths, runs
@@ -24,10 +24,11 @@ from workers.settings import Settings
 from workers.telemetry import inventory_store, store
 from workers.telemetry.folders import Listing, walk
 from workers.telemetry.inventory_store import Folder
-from workers.telemetry.names import parse_name
-from workers.telemetry.records import DELIMITER, copy_field
+from workers.telemetry.names import FileName, parse_name
+from workers.telemetry.records import DELIMITER, EMPTY_FIELD, copy_field
 
 PORTION_FILES = 20_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PLAIN_NAME = re.compile(r"[\x20-\x5b\x5d-\x7e]+")  # printable ASCII without a backslash: its own text form
 
 
@@ -152,7 +153,9 @@ class _Look:
         for folder, listing in portion:
             waits = 0
             if folder.name in self.known:
-                waits = inventory_store.miss(self.conn, self.host, folder.name, set(_texts(listing)))
+                waits = inventory_store.miss(
+                    self.conn, self.host, folder.name, {text for text, _odd in _texts(listing)}
+                )
             counts.missing += waits
             counts.changed_folders += 1
             if not waits:
@@ -172,63 +175,68 @@ class _Look:
             inventory_store.forget_folders(self.conn, self.host, forgotten)
 
 
-def _texts(listing: Listing) -> Iterator[str]:
+def _texts(listing: Listing) -> Iterator[tuple[str, bytes]]:
+    """(path as text, its bytes as a COPY field where the text is escaped, else empty) of every file."""
     head = paths.to_text(listing.folder).rstrip("/") + "/"
+    folder = listing.folder.rstrip("/") + "/"
+    odd_folder = head != folder
     plain = _PLAIN_NAME.fullmatch
     for name in listing.names:
-        if plain(name):
-            yield head + name
-        else:
-            yield paths.to_text(listing.folder.rstrip("/") + "/" + name)
+        if not odd_folder and plain(name):
+            yield head + name, b""
+            continue
+        text = paths.to_text(folder + name)
+        raw = os.fsencode(folder + name)
+        yield text, b"" if raw == text.encode() else b"\\x" + raw.hex().encode()
 
 
 def _origin_lines(host: str, listings: Iterable[Listing]) -> Iterator[bytes]:
     owner = copy_field(host.encode()) + DELIMITER
     for listing in listings:
-        for line, _text, _mtime in _lines(listing):
+        for line, _text, _mtime, _name in _lines(listing):
             yield owner + line
 
 
 def _sighting_lines(listings: Iterable[Listing], suffixes: tuple[str, ...], *, telemetry_only: bool) -> Iterator[bytes]:
     for listing in listings:
-        for line, text, mtime in _lines(listing):
+        for line, text, mtime, name in _lines(listing, suffixes if telemetry_only else None):
             device, stamp = b"", b""
             if text.endswith(suffixes):
-                name = parse_name(text.rsplit("/", 1)[1])
-                device = copy_field(name.device.encode()) or b"\x01\x01"
+                device = copy_field(name.device.encode()) or EMPTY_FIELD
                 stamp = name.stamp.isoformat().encode() if name.stamp else b""
-            elif telemetry_only:
-                continue
             yield DELIMITER.join((line, b"%d" % mtime, device, stamp))
 
 
-def _lines(listing: Listing) -> Iterator[tuple[bytes, str, int]]:
-    """(path, modified, created, size and bytes of an odd name as COPY fields; the path's text; mtime in ns)."""
-    for text, name, size, mtime, ctime in zip(
+def _lines(listing: Listing, suffixes: tuple[str, ...] | None = None) -> Iterator[tuple[bytes, str, int, FileName]]:
+    """(path, modified, created, size and bytes of an odd name as COPY fields; the path's text; mtime in ns; its
+    name's parts) of every file, or of those with certain endings."""
+    for (text, odd), name, size, mtime, ctime in zip(
         _texts(listing), listing.names, listing.sizes, listing.mtimes, listing.ctimes, strict=True
     ):
-        seconds, rest = divmod(mtime, 1_000_000_000)
-        created = parse_name(name).stamp if "_2" in name else None
-        raw = os.fsencode(listing.folder.rstrip("/") + "/" + name)
+        if suffixes is not None and not name.endswith(suffixes):
+            continue
+        parts = parse_name(paths.to_text(name) if odd else name)
+        created = parts.stamp.isoformat().encode() if parts.stamp else _timestamp(int(ctime * 1e6))
         encoded = text.encode()
-        fields = (
-            copy_field(encoded),
-            _timestamp(seconds, rest // 1000),
-            _timestamp(int(ctime), int(ctime % 1 * 1e6)) if created is None else created.isoformat().encode(),
-            b"%d" % size,
-            b"" if raw == encoded else b"\\x" + raw.hex().encode(),
+        field = copy_field(encoded) if odd or not text.isprintable() else encoded
+        yield (
+            b"%b\x02%b\x02%b\x02%d\x02%b" % (field, _timestamp(mtime // 1000), created, size, odd),
+            text,
+            mtime,
+            parts,
         )
-        yield DELIMITER.join(fields), text, mtime
 
 
-_days: dict[int, bytes] = {}
+_minutes: dict[int, bytes] = {}
 
 
-def _timestamp(seconds: int, microseconds: int) -> bytes:
-    """Unix time as PostgreSQL reads it; only the date is worth keeping."""
-    day, rest = divmod(seconds, 86_400)
-    date = _days.get(day)
-    if date is None:
-        _days[day] = date = datetime.fromtimestamp(day * 86_400, UTC).strftime("%Y-%m-%d").encode()
-    minutes, second = divmod(rest, 60)
-    return b"%b %02d:%02d:%02d.%06d" % (date, minutes // 60, minutes % 60, second, microseconds)
+def _timestamp(microseconds: int) -> bytes:
+    """Unix time as PostgreSQL reads it."""
+    minute, rest = divmod(microseconds, 60_000_000)
+    head = _minutes.get(minute)
+    if head is None:
+        if len(_minutes) > 100_000:
+            _minutes.clear()
+        head = (_EPOCH + timedelta(minutes=minute)).strftime("%Y-%m-%d %H:%M:").encode()
+        _minutes[minute] = head
+    return b"%b%02d.%06d" % (head, *divmod(rest, 1_000_000))

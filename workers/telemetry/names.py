@@ -34,9 +34,7 @@ def parse_name(name: str) -> FileName:
         try:
             if parts[0] is not None:
                 year, month, day, hour, minute, second, microsecond, ns = map(int, parts[:8])
-                return FileName(
-                    device, datetime(year, month, day, hour, minute, second, microsecond, tzinfo=UTC), ns
-                )
+                return FileName(device, datetime(year, month, day, hour, minute, second, microsecond, tzinfo=UTC), ns)
             year, month, day, hour, minute, second = map(int, parts[8:])
             return FileName(device, datetime(year, month, day, hour, minute, second, tzinfo=UTC), 0)
         except ValueError:

@@ -9,6 +9,7 @@ from typing import Any
 
 DELIMITER = b"\x02"
 QUOTE = b"\x01"
+EMPTY_FIELD = QUOTE + QUOTE  # an empty text; nothing at all is NULL
 RAW_LIMIT = 65_536  # bytes of a dead letter that are kept
 _SPECIAL = re.compile(rb"[\x01\x02\r\n]")
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:\.(\d{1,9})|000)?(Z|[+-]\d\d:?\d\d)?", re.ASCII)

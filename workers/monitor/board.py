@@ -1,0 +1,77 @@
+"""What the page and the metrics show: the answers of control database, telemetry database and broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from celery import Celery
+
+from workers import database, queues, status
+from workers.app import app, queue_depths
+from workers.monitor.answers import Answer, Question
+from workers.settings import Settings
+from workers.sql_files import queries
+from workers.telemetry import api as telemetry
+
+SQL = queries("monitor")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One look. An answer without value means that its server is down or slow; the others count all the same."""
+
+    control: Answer[dict[str, Any]] = field(default_factory=Answer)
+    telemetry: Answer[dict[str, Any]] = field(default_factory=Answer)
+    queues: Answer[dict[str, int]] = field(default_factory=Answer)
+
+    def servers(self) -> dict[str, str | None]:
+        """Per server why it does not answer, None where it does."""
+        return {
+            "postgresql": self.control.error,
+            "telemetry": self.telemetry.error,
+            "broker": self.queues.error,
+        }
+
+
+class Board:
+    """The three questions of one Flower process."""
+
+    def __init__(self, conf: Settings) -> None:
+        self._conf = conf
+        self._names: list[str] = [queue.name for queue in app.conf.task_queues]
+        self._control = Question("control", lambda: status.control_status(conf.target()))
+        self._telemetry = Question("telemetry", lambda: _telemetry_status(conf))
+        self._broker = Question("broker", lambda: queue_depths(self._names))
+
+    async def look(self) -> Snapshot:
+        """Ask what is not known freshly. Takes at most six seconds; trouble is in the answers, never raised."""
+        (control, depths), room = await asyncio.gather(self._control_then_broker(), self._telemetry.answer())
+        return Snapshot(control=control, telemetry=room, queues=depths)
+
+    async def _control_then_broker(self) -> tuple[Answer[dict[str, Any]], Answer[dict[str, int]]]:
+        control = await self._control.answer()
+        if control.value is not None:
+            # A host that joined a moment ago: its queues are on Flower's own pages from now on, too.
+            self._names = queues.all_names([host["name"] for host in control.value["hosts"]])
+            register_queues(app, self._names)
+        return control, await self._broker.answer()
+
+
+def register_queues(application: Celery, names: Sequence[str]) -> None:
+    """Make these the queues that Flower shows and that a message may be sent to from it."""
+    known = {queue.name for queue in application.conf.task_queues}
+    if known != set(names):
+        application.conf.task_queues = [queues.queue(name) for name in names]
+        application.amqp.queues = application.conf.task_queues
+
+
+def _telemetry_status(conf: Settings) -> dict[str, Any]:
+    found = telemetry.status(conf)
+    if found["set_up"]:
+        work = conf.target(conf.telemetry.database)
+        with database.connection(work, purpose="monitor", autocommit=True) as conn:
+            found["dead_letter_count"] = SQL["count_dead_letters"].value(conn)
+    return found

@@ -1,0 +1,137 @@
+"""Our handlers inside Flower, and a guard before all of its own: no page without a login but the health check."""
+
+from __future__ import annotations
+
+import hmac
+from pathlib import Path
+from typing import Any
+
+import flower.urls
+from flower.api import BaseApiHandler
+from flower.views import BaseHandler, auth, monitor
+from prometheus_client import generate_latest
+from tornado.template import DictLoader
+from tornado.web import HTTPError, URLSpec, authenticated
+
+from workers.monitor.board import Board, Snapshot
+from workers.monitor.metrics import exposition
+from workers.targets import redacted
+
+REFRESH_SECONDS = 15
+# The health check says OK and nothing else; login and logout belong to OAuth, and show nothing.
+_OPEN = (monitor.Healthcheck, auth.LoginHandler, auth.LogoutHandler)
+_NAVBAR = "navbar.html"
+_LINK = """<li class="nav-item">
+          <a class="nav-link{% if active_tab == 'headrace' %} active{% end %}" href="{{ reverse_url('headrace') }}"
+            {% if active_tab == 'headrace' %}aria-current="page"{% end %}>Headrace</a>
+        </li>
+      </ul>"""
+
+
+class Guarded(BaseHandler):
+    """Flower's handlers are open until each is decorated; this asks for the login before any of them runs."""
+
+    def prepare(self) -> Any:
+        self._require_login()
+        return None if self._finished else super().prepare()
+
+    @authenticated
+    def _require_login(self) -> None:
+        """Tornado answers 401, or sends a browser to the OAuth login."""
+
+    def get_current_user(self) -> Any:
+        try:
+            return super().get_current_user()
+        except TypeError as error:  # Flower's comparison takes ASCII only; anything else is no login of ours
+            raise HTTPError(401) from error
+
+    def get_active_queue_names(self) -> list[str]:
+        """Flower's own answer is what online workers consume: a queue would vanish when its worker does."""
+        registered = {queue.name for queue in self.capp.conf.task_queues}
+        return sorted(registered | set(super().get_active_queue_names()))
+
+
+class Metrics(Guarded, monitor.Metrics):
+    """Flower's metrics and ours, for a login or for `Authorization: Bearer <scrape token>`."""
+
+    def initialize(self, board: Board, token: str) -> None:
+        self._board = board
+        self._token = token
+
+    def get_current_user(self) -> Any:
+        scheme, _, given = self.request.headers.get("Authorization", "").partition(" ")
+        if scheme == "Bearer" and hmac.compare_digest(given.strip().encode(), self._token.encode()):
+            return "metrics"
+        return super().get_current_user()
+
+    async def get(self) -> None:
+        self.application.purge_offline_worker_metrics()
+        ours = exposition(await self._board.look())
+        self.set_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+        self.write(generate_latest() + ours)
+
+
+class Page(Guarded):
+    """`/headrace`: queues, hosts, pauses, rooms, failures and telemetry at one look."""
+
+    def initialize(self, board: Board) -> None:
+        self._board = board
+
+    async def get(self) -> None:
+        snapshot = await self._board.look()
+        self.set_header("Refresh", str(REFRESH_SECONDS))
+        self.set_header("Cache-Control", "no-store")
+        self.render("headrace.html", look=snapshot, reason=reason, consumers=consumers(snapshot))
+
+
+class RevokeRefused(Guarded, BaseApiHandler):
+    """Flower's Revoke button is off: message ids come again, and workers would discard them for hours."""
+
+    def post(self, _task: str) -> None:
+        raise HTTPError(
+            403, "Headrace refuses `revoke`: the same id comes again and would be discarded. Use `headrace cancel RUN`."
+        )
+
+
+def install(board: Board, token: str) -> None:
+    """Put ours in front and guard the rest. Call it before the Flower application is made, once."""
+    flower.urls.settings["template_loader"] = _templates(Path(flower.urls.settings["template_path"]))
+    ours = [
+        URLSpec(r"/headrace", Page, {"board": board}, name="headrace"),
+        URLSpec(r"/metrics", Metrics, {"board": board, "token": token}),
+        URLSpec(r"/api/task/revoke/(.+)", RevokeRefused),
+    ]
+    # In place: `flower.app` has imported this very list.
+    flower.urls.handlers[:] = ours + [_guard(entry) for entry in flower.urls.handlers]
+
+
+def reason(error: dict[str, Any] | None) -> str:
+    """One line about why a run failed, fit for a page: no password, no more than 300 characters."""
+    text = redacted(str((error or {}).get("message") or "no reason was recorded"))
+    return text if len(text) <= 300 else f"{text[:299]}…"
+
+
+def consumers(snapshot: Snapshot) -> dict[str, list[str]]:
+    """Which living hosts consume each queue; a queue without any only grows."""
+    found: dict[str, list[str]] = {}
+    for host in (snapshot.control.value or {"hosts": []})["hosts"]:
+        for queue in host["queues"] if host["alive"] else ():
+            found.setdefault(queue, []).append(host["name"])
+    return found
+
+
+def _guard(entry: Any) -> URLSpec:
+    spec = entry if isinstance(entry, URLSpec) else URLSpec(*entry)
+    kind = spec.handler_class
+    # Static files are Flower's published scripts and styles: no data of this site.
+    if issubclass(kind, BaseHandler) and kind not in _OPEN:
+        kind = type(kind.__name__, (Guarded, kind), {})
+    return URLSpec(spec.regex.pattern, kind, spec.kwargs, name=spec.name)
+
+
+def _templates(flowers: Path) -> DictLoader:
+    """Flower's templates and ours, and a link to ours in Flower's navigation."""
+    found = {path.name: path.read_text(encoding="utf-8") for path in flowers.glob("*.html")}
+    found["headrace.html"] = (Path(__file__).parent / "headrace.html").read_text(encoding="utf-8")
+    found[_NAVBAR] = found[_NAVBAR].replace("</ul>", _LINK, 1)
+    return DictLoader(found)
