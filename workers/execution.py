@@ -71,12 +71,12 @@ def run_here(messages: Sequence[Message], settings: Settings, *, timeout: timede
         except RetryLater as reason:
             again = time.monotonic() + reason.after.total_seconds()
             if again - started > timeout.total_seconds():
-                problems.append(f"{message.key()}: gave up after {timeout.total_seconds():.0f} s: {reason}")
+                problems.append(f"gave up after {timeout.total_seconds():.0f} s: {reason}")
             else:
                 log.warning("message.waits", key=message.key(), reason=str(reason))
                 heapq.heappush(due, (again, next(tie), message))
         except (PermanentFailure, Cancelled) as reason:
-            problems.append(f"{message.key()}: {reason}")
+            problems.append(str(reason))
         else:
             for follow_up in (message for message in follow_ups if not message.wait_seconds):
                 heapq.heappush(due, (0.0, next(tie), follow_up))

@@ -68,7 +68,11 @@ def _telescope_position(random: Random, number: int) -> dict[str, Any]:
 
 def _stage(random: Random, number: int) -> dict[str, Any]:
     place = random.randrange(4)
-    return {"moving": int(random.random() < 0.2), "preset": float(place), "presetName": ("none", "H2", "r'", "µ")[place]}
+    return {
+        "moving": int(random.random() < 0.2),
+        "preset": float(place),
+        "presetName": ("none", "H2", "r'", "µ")[place],
+    }
 
 
 def _timings(random: Random, number: int) -> dict[str, Any]:

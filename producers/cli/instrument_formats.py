@@ -52,9 +52,7 @@ EVENTS = {
         20905,
         dict.fromkeys(("atime", "atime_jitter", "wtime", "wtime_jitter", "wmatime", "wmatime_jitter"), _FLOAT64),
     ),
-    "telem_loopgain": Event(
-        20915, {"state": "uint8", "gain": "float32", "multcoef": "float32", "limit": "float32"}
-    ),
+    "telem_loopgain": Event(20915, {"state": "uint8", "gain": "float32", "multcoef": "float32", "limit": "float32"}),
 }
 
 

@@ -138,6 +138,14 @@ ON CONFLICT (host, path, start_byte, reason) DO UPDATE SET end_byte = excluded.e
 -- A file that is read anew starts without dead letters.
 DELETE FROM headrace.dead_letter WHERE host = %(host)s AND path = %(path)s
 
+-- name: exhume_from
+-- What is read again from a byte on starts without dead letters.
+DELETE FROM headrace.dead_letter WHERE host = %(host)s AND path = %(path)s AND start_byte >= %(before)s
+
+-- name: count_letters
+-- How many dead letters a file has.
+SELECT count(*) FROM headrace.dead_letter WHERE host = %(host)s AND path = %(path)s
+
 -- name: upsert_origin
 -- What the inventory knows of a file that was just read.
 INSERT INTO public.file_origins AS o

@@ -135,14 +135,14 @@ class _Scanner(Frames):
             doubt = self.doubt(position, frame)
             if doubt is not None:
                 return self.garbage(position, doubt)
-            if frame is None or self.search(position + 1, self.size, tail=False) is None:
+            if frame is None or self.search(position + 1, self.size, inside=True) is None:
                 raise MoreBytes  # open: it may still be completed
             return self.garbage(position, _LOST)
         found = self.judge(frame)
         if isinstance(found, str):
             if not self.leads_on(frame.end, frame.seconds):
                 return self.garbage(position, found)
-            inside = self.search(position + 1, frame.end, tail=False)
+            inside = self.search(position + 1, frame.end, inside=True)
             return self.skip(position, inside or frame.end, found)
         self.records.append(
             Record(self.base + position, self.base + frame.end, frame.priority, frame.code,
@@ -159,17 +159,18 @@ class _Scanner(Frames):
         records, limit = self.records, position + LONGEST_GARBAGE
         if records and records[-1].end == self.base + position:
             before = records[-1].offset - self.base
-            inside = self.search(before + 1, position, tail=False)
+            inside = self.search(before + 1, position, inside=True)
             if inside is not None:
                 records.pop()
                 return self.skip(before, inside, _LOST)
-        found = self.search(position + 1, limit, tail=True)
+        found = self.search(position + 1, limit, inside=False)
         return self.skip(position, min(limit, self.size) if found is None else found, reason)
 
-    def search(self, start: int, limit: int, *, tail: bool) -> int | None:
+    def search(self, start: int, limit: int, *, inside: bool) -> int | None:
         """Where the next believable record in `start` to `limit` begins; None if there is none.
 
-        It must be whole, sound, and lead on; with `tail` a sane one that the end of data cuts will do else.
+        It must be whole, sound, and lead on to others. In open garbage a sound message is enough, or else a
+        sane record that the end of data cuts; `inside` of another record it is not: texts may quote records.
         """
         if self.pattern is None:
             self.pattern = _pattern(tuple((code, bool(each.table.fields)) for code, each in self.schemas.items()))
@@ -192,11 +193,14 @@ class _Scanner(Frames):
                 cut = here if cut is None and self.doubt(here, frame) is None else cut
                 continue
             spent += length
-            if not isinstance(self.judge(frame), str) and self.leads_on(frame.end, frame.seconds):
+            if isinstance(self.judge(frame), str):
+                continue
+            # A message that agrees with its schema is no accident; an empty one could be.
+            if (length and not inside) or self.leads_on(frame.end, frame.seconds):
                 return here
         if limit - 1 + _LOOK > self.size and not self.at_end:
             raise MoreBytes
-        return cut if tail else None
+        return None if inside else cut
 
 
 @cache

@@ -97,7 +97,8 @@ class _Reader:
         ) as run:
             position = Position()
             if known is not None and verdict == "grown":
-                position, self.records, self.dead = known.position, known.records, known.dead_letters
+                position, self.records = known.position, known.records
+                self.dead = store.keep_letters(self.conn, self.host, self.path, before=position.content)
             elif verdict == "rewritten":
                 store.exhume(self.conn, self.host, self.path)
                 store.record_event(self.conn, self.host, self.path, "rewritten", {"size": self.sight.size})
@@ -254,11 +255,12 @@ def _opened(conn: Connection, message: IngestFile, raw_path: bytes) -> Iterator[
         raise _unreadable(conn, message, "there is no such file", None) from None
     except OSError as error:
         raise _unreadable(conn, message, f"cannot be opened: {error.strerror}", UNREADABLE_RETRY) from error
+    seen = os.fstat(descriptor)
+    if not stat.S_ISREG(seen.st_mode):
+        os.close(descriptor)
+        kind = "a folder" if stat.S_ISDIR(seen.st_mode) else "a FIFO, socket or device"
+        raise _unreadable(conn, message, f"is {kind}, not a regular file", None)
     with os.fdopen(descriptor, "rb", buffering=0) as raw:
-        seen = os.fstat(descriptor)
-        if not stat.S_ISREG(seen.st_mode):
-            kind = "a folder" if stat.S_ISDIR(seen.st_mode) else "a FIFO, socket or device"
-            raise _unreadable(conn, message, f"is {kind}, not a regular file", None)
         yield raw, Sight(seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
 
 

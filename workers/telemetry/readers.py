@@ -23,6 +23,7 @@ from workers.telemetry.records import (
 )
 from workers.telemetry.streams import Damage, Member, Piece, Position, Unfinished, gzip_pieces, plain_pieces
 
+DOUBTFUL_BYTES = 65_536
 SUFFIXES = (".ndjson", ".ndjson.gz", ".bintel", ".binlog")
 
 
@@ -119,6 +120,7 @@ class _Lines:
     def _flush_before(self, damage: Damage) -> Batch:
         content = b"".join(self.held)
         end = content.rfind(b"\n") + 1
+        end = min(end, self._first_doubt(content, end))
         lost = content[end:]
         batch = self._batch(content[:end])
         reason = f"{damage.reason} (bytes {damage.start} to {damage.end} of the file)"
@@ -134,6 +136,13 @@ class _Lines:
             self._bury_long_line(self.start)
         content = b"".join(self.held)
         end = content.rfind(b"\n") + 1
+        if unfinished and (doubt := self._first_doubt(content, end)) < end:
+            # Not consumed: should the file be completed after all, it is read again from here.
+            batch = self._batch(content[:doubt])
+            reason = "the file ends inside a gzip member, and its last content is no record: damaged, or half a copy"
+            batch.dead.append(dead_letter(self.start, self.start + len(content) - doubt, reason, content[doubt:]))
+            batch.open = True
+            return batch
         tail = content[end:]
         verdict = "open" if unfinished or not tail else ndjson.judge_tail(tail)
         if verdict != "open":
@@ -142,6 +151,15 @@ class _Lines:
         batch = self._batch(content[:end])
         batch.open = unfinished or bool(tail.strip())
         return batch
+
+    def _first_doubt(self, content: bytes, end: int) -> int:
+        """Where what a decompressor gave shortly before a damage stops to be records; `end` if it does not.
+
+        Deflate finds out late: bytes that it gave before may be wrong already, even in lines that look whole.
+        """
+        doubtful = content.rfind(b"\n", 0, max(0, end - DOUBTFUL_BYTES)) + 1
+        dead = ndjson.parse_carefully(content[doubtful:end], self.start + doubtful, self.device).dead
+        return dead[0].start - self.start if dead else end
 
     def _batch(self, content: bytes) -> Batch:
         base = self.start

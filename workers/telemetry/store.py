@@ -269,6 +269,13 @@ def bury(conn: Connection, host: str, path: str, letters: Sequence[DeadLetter]) 
         SQL["bury"].run(conn, facts)
 
 
+def keep_letters(conn: Connection, host: str, path: str, *, before: int) -> int:
+    """Drop the letters of what is now read again, from a byte of the content on; how many others remain."""
+    facts = {"host": host, "path": path, "before": before}
+    SQL["exhume_from"].run(conn, facts)
+    return int(SQL["count_letters"].value(conn, facts))
+
+
 def exhume(conn: Connection, host: str, path: str) -> None:
     """Drop a file's dead letters, because it is read anew."""
     SQL["exhume"].run(conn, {"host": host, "path": path})

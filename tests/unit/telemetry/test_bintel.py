@@ -229,6 +229,13 @@ def test_lost_bytes_cost_only_the_record_that_lost_them() -> None:
         assert len(found.records) == len(records) - 1
 
 
+def test_single_records_between_garbage_are_found() -> None:
+    """A sound record with a message is read even if garbage is on both sides of it."""
+    found = scan((text(b"alone") + GARBAGE["random"]) * 20)
+    assert [r.message for r in found.records] == [{"message": "alone"}] * 20
+    assert len(found.damage) == 20
+
+
 @pytest.mark.parametrize(
     "tail", [bytes(4096), bytes(5), b"text that somebody appended\n", record()[:-4].ljust(30, b"\0")]
 )
@@ -279,6 +286,7 @@ PIECES = st.lists(
         st.sampled_from([record(), record(1001, b""), text(b"x"), text(b"y" * 300), record(30_000, b"?" * 40)]),
         st.sampled_from([record(ns=2**31), record(message=bytes(20)), record(message=b""), record()[:20], bytes(50)]),
         st.sampled_from([text(record() * 2)[:70], record(20828, EMPTY_TABLE.ljust(260, b"\0")), text(b"z" * 99)[:60]]),
+        st.builds(lambda whole, start: whole[start:], st.sampled_from([text(b"w" * 50), record()]), st.integers(1, 60)),
         st.binary(max_size=60),
     ),
     max_size=14,

@@ -1,0 +1,173 @@
+"""What a demonstration shows: a live table on a terminal, plain lines everywhere else, and the summary."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from producers.cli.context import State
+from producers.cli.demo_play import Outcome, Progress, Step
+from workers.services.endpoints import Endpoints
+
+LINE_SECONDS = 5.0  # between two plain lines of progress
+
+
+class Show:
+    """Steps and progress as they come; a context manager, because a live table must be ended."""
+
+    def __init__(self, state: State, folder: Path) -> None:
+        self._state, self._folder = state, folder
+        self._steps: list[Step] = []
+        self._progress: Progress | None = None
+        self._next_line = 0.0
+        on_terminal = sys.stdout.isatty() and not state.json
+        self._live = Live(console=Console(highlight=False), refresh_per_second=8) if on_terminal else None
+
+    def __enter__(self) -> Show:
+        if self._live is not None:
+            self._live.start()
+        else:
+            self._state.say(f"starting everything in {self._folder}")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def step(self, step: Step) -> None:
+        """One more part is ready."""
+        self._steps.append(step)
+        if self._live is not None:
+            self._live.update(self._picture())
+        else:
+            self._state.say(f"{step.name + ' is ready':<20} {step.seconds:6.1f} s")
+
+    def progress(self, progress: Progress) -> None:
+        """How far it is now."""
+        self._progress = progress
+        if self._live is not None:
+            self._live.update(self._picture())
+        elif progress.seconds >= self._next_line:
+            self._next_line = progress.seconds + LINE_SECONDS
+            written, read = progress.all_written, progress.all_read
+            self._state.say(
+                f"{progress.seconds:4.0f} s: written {written.files} files, {written.records:,} records; read "
+                f"{read.files} files, {read.records:,} records; {_conditions(progress)}"
+            )
+
+    def outcome(self, outcome: Outcome, endpoints: Endpoints, *, kept: bool) -> None:
+        """The summary on stdout: one JSON document, or lines for a person."""
+        if self._live is not None:
+            self._live.stop()
+        if self._state.json:
+            self._state.emit(self._document(outcome, endpoints))
+            return
+        progress, total = outcome.progress, outcome.progress.all_written
+        if self._live is None:
+            Console(highlight=False, soft_wrap=True).print(_table(progress))
+        out = self._state.out
+        out("")
+        out(f"The instrument wrote {total.files} files with {total.records:,} records.")
+        if outcome.good:
+            out(f"The archive has {outcome.rows:,} rows: every record arrived, none twice, no dead letters.")
+        else:
+            out(f"The archive has {outcome.rows:,} rows, and {progress.lag['dead']} dead letters: something is WRONG.")
+        out(
+            f"{_rate(outcome):,.0f} records/s from the first write to the last row; from a file's last change to its "
+            f"commit: half within {_seconds(progress.lag['p50'])}, 99 % within {_seconds(progress.lag['p99'])}."
+        )
+        out("")
+        for line in self._where_to_look(endpoints) if kept else _next_steps():
+            out(line)
+
+    def _where_to_look(self, endpoints: Endpoints) -> list[str]:
+        passwords = self._folder / "credentials.json"
+        config = self._folder / "headrace.yaml"
+        return [
+            "Everything stays up until Ctrl-C:",
+            f"  Flower   {endpoints['flower_url']}, user {endpoints['flower_user']}, "
+            f"password: flower_password in {passwords}",
+            f"  status   headrace --config {config} status",
+            f"  rows     psql {_without_password(endpoints['control_dsn'])}, "
+            f"password: postgres_headrace_password in {passwords}",
+            "  then     SELECT device, ec, count(*) FROM telem GROUP BY device, ec;",
+            f"  files    {self._folder / 'instrument'}; logs: {self._folder / 'logs'}",
+            "  more     README.md",
+        ]
+
+    def _document(self, outcome: Outcome, endpoints: Endpoints) -> dict[str, Any]:
+        progress = outcome.progress
+        return {
+            "succeeded": outcome.good,
+            "files_written": progress.all_written.files,
+            "files_read": progress.all_read.files,
+            "records_written": progress.all_written.records,
+            "rows": outcome.rows,
+            "dead_letters": progress.lag["dead"],
+            "records_per_second": round(_rate(outcome), 1),
+            "lag_seconds": {"p50": progress.lag["p50"], "p99": progress.lag["p99"]},
+            "forms": {
+                form: {"files": count.files, "records": count.records, "bytes": count.bytes}
+                for form, count in progress.written.items()
+            },
+            "steps": {step.name: round(step.seconds, 2) for step in self._steps},
+            "data_dir": self._folder,
+            "flower_url": endpoints["flower_url"],
+            "flower_user": endpoints["flower_user"],
+        }
+
+    def _picture(self) -> RenderableType:
+        steps = Table.grid(padding=(0, 2))
+        for step in self._steps:
+            steps.add_row(Text("✓", style="green"), step.name, f"{step.seconds:.1f} s")
+        if self._progress is None:
+            return steps
+        return Group(
+            steps, "", _table(self._progress), f"{self._progress.seconds:.0f} s: {_conditions(self._progress)}"
+        )
+
+
+def _table(progress: Progress) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, title in enumerate(("form", "files written", "read", "records written", "in the archive")):
+        table.add_column(title, justify="right" if number else "left")
+    for form, written in progress.written.items():
+        read = progress.read[form]
+        table.add_row(form, *(f"{n:,}" for n in (written.files, read.files, written.records, read.records)))
+    return table
+
+
+def _conditions(progress: Progress) -> str:
+    lag = progress.lag
+    return (
+        f"{progress.rate:,.0f} records/s, lag p50 {_seconds(lag['p50'])} p99 {_seconds(lag['p99'])}, "
+        f"{progress.waiting} messages waiting"
+    )
+
+
+def _rate(outcome: Outcome) -> float:
+    return outcome.rows / max(outcome.seconds, 0.001)
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} s"
+
+
+def _without_password(dsn: str) -> str:
+    url = urlsplit(dsn)
+    return url._replace(netloc=f"{url.username}@{url.hostname}:{url.port}").geturl()
+
+
+def _next_steps() -> list[str]:
+    return [
+        "`headrace demo --keep` stays up to look around with Flower, `headrace status` and psql;",
+        "`headrace up` does the same for your own files: README.md tells how.",
+    ]

@@ -1,0 +1,235 @@
+"""docker-compose.yml and the Dockerfile name only what exists: commands, options, variables, secrets and paths."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from tornado.options import options as flower_options
+
+from workers import settings
+from workers.services import binaries
+from workers.services.ports import choose_port
+from workers.services.postgres import PostgresServer
+
+TREE = Path(__file__).resolve().parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((TREE / "docker-compose.yml").read_text(encoding="utf-8"))
+SERVICES: dict[str, Any] = COMPOSE["services"]
+OURS = sorted(name for name, service in SERVICES.items() if service["image"] == "headrace")
+SECRETS = "/run/secrets/"
+
+
+def dockerfile() -> list[tuple[str, str]]:
+    """Its instructions with their continued lines joined."""
+    text = (TREE / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """(where, argv) of every `headrace` and `celery` command line in both files."""
+    for name, service in SERVICES.items():
+        for where, argv in (("command", service.get("command", [])), ("healthcheck", healthcheck(name)[1:])):
+            if argv[:1] in (["headrace"], ["celery"]):
+                yield f"{name}.{where}", argv
+    for word, rest in dockerfile():
+        if word in ("CMD", "ENTRYPOINT"):
+            yield f"Dockerfile.{word}", json.loads(rest)
+
+
+def healthcheck(service: str) -> list[str]:
+    return list(SERVICES[service].get("healthcheck", {}).get("test", ["NONE"]))
+
+
+def shell_text(text: str, folder: Path) -> str:
+    """What the shell in the container is given, with the paths of a scratch folder."""
+    return text.replace("$$", "$").replace(SECRETS, f"{folder}/").replace("--dir /data", f"--dir {folder}")
+
+
+def parse(group: click.Command, argv: list[str], obj: object = None) -> click.Context:
+    """Parse as the command would, without running it; raises UsageError for what it does not know."""
+    command, name, rest = group, argv[0], argv[1:]
+    context: click.Context | None = None
+    while isinstance(command, click.Group) and not {"--help", "-h"} & set(rest):
+        context = command.make_context(name, rest, parent=context, obj=obj)
+        found, below, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        assert below is not None
+        command, name = below, str(found)
+    return (
+        context
+        if isinstance(command, click.Group) and context
+        else command.make_context(
+            name, [word for word in rest if word not in ("--help", "-h")], parent=context, obj=obj
+        )
+    )
+
+
+@pytest.mark.parametrize(("where", "argv"), [pytest.param(*one, id=one[0]) for one in commands()])
+def test_every_command_exists_and_takes_its_options(
+    where: str, argv: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each `headrace` or `celery` command line is one that this version understands."""
+    monkeypatch.setenv("HEADRACE_DATA_DIR", str(tmp_path))
+    if argv[0] == "headrace":
+        from producers.cli import cli
+
+        assert parse(cli, argv).command.name, where
+        return
+    from celery.bin.base import CLIContext
+    from celery.bin.celery import celery
+
+    from workers.app import app
+
+    context = parse(celery, argv, CLIContext(app=app, no_color=True, workdir=None, quiet=True))
+    if context.command.name == "flower":
+        words = [word.lstrip("-").split("=")[0].replace("-", "_") for word in context.params["tornado_argv"]]
+        assert [word for word in words if word not in flower_options] == []
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_variable_is_a_setting(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The settings load from each container's variables alone, and the mounted passwords reach both URLs."""
+    for variable in [variable for variable in os.environ if variable.startswith("HEADRACE_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.chdir(tmp_path)
+    for secret in COMPOSE["secrets"]:
+        (tmp_path / secret).write_text(f"the {secret}\n")
+    image = [line for word, line in dockerfile() if word == "ENV"]
+    for variable, value in [word.split("=", 1) for line in image for word in shlex.split(line)]:
+        monkeypatch.setenv(variable, value)
+    for variable, value in SERVICES[name]["environment"].items():
+        monkeypatch.setenv(variable, str(value).replace(SECRETS, f"{tmp_path}/"))
+    conf = settings.load()
+    assert "the%20postgres_password@postgres:5432" in conf.target().dsn
+    assert conf.broker_url() == "redis://:the valkey_password@valkey:6379/0"
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_secrets_are_files_that_are_mounted(name: str) -> None:
+    """A service reads exactly the secrets that it is given, each is declared, and none is written in the file."""
+    service = SERVICES[name]
+    used = set(re.findall(rf"{SECRETS}(\w+)", json.dumps(service)))
+    assert used == set(service.get("secrets", []))
+    assert used <= {key for key, value in COMPOSE["secrets"].items() if value == {"file": f"./secrets/{key}"}}
+    words = {key: value for key, value in service.get("environment", {}).items() if "PASSWORD" in key or "TOKEN" in key}
+    assert [key for key, value in words.items() if not key.endswith("_FILE") or not value.startswith(SECRETS)] == []
+
+
+def test_every_service_is_looked_after() -> None:
+    """Each service has an init process, a restart policy and, unless it ends by itself, a sign of health."""
+    assert {name for name, service in SERVICES.items() if service.get("init") is not True} == set()
+    policies = {name: service["restart"] for name, service in SERVICES.items()}
+    assert policies == {**dict.fromkeys(SERVICES, "unless-stopped"), "migrate": "no"}
+    assert {name for name in SERVICES if healthcheck(name) == ["NONE"]} == {"migrate", "watcher"}
+    mounted = {volume.split(":")[0] for name in ("postgres", "valkey") for volume in SERVICES[name]["volumes"]}
+    assert mounted == set(COMPOSE["volumes"])
+
+
+def test_only_flower_is_published_and_on_loopback() -> None:
+    """The machine offers Flower on 127.0.0.1, where it listens inside, and nothing else."""
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    port = SERVICES["flower"]["environment"]["HEADRACE_FLOWER__PORT"]
+    assert published == {"flower": [f"127.0.0.1:{port}:{port}"]}
+    assert f"http://127.0.0.1:{port}/healthcheck" in healthcheck("flower")[-1]
+
+
+def test_worker_and_watcher_see_the_same_files() -> None:
+    """Worker and watcher have one host name, one mount, and look into the folder that is mounted."""
+    worker, watcher = SERVICES["worker"], SERVICES["watcher"]
+    assert (worker["environment"], worker["volumes"]) == (watcher["environment"], watcher["volumes"])
+    (mount,) = worker["volumes"]
+    assert json.loads(worker["environment"]["HEADRACE_TELEMETRY__DATA_DIRS"]) == [mount.rsplit(":", 2)[1]]
+
+
+@pytest.mark.parametrize("name", ["worker", "beat"])
+def test_the_health_check_asks_the_process_by_its_name(name: str) -> None:
+    """`inspect ping` goes to the node name that the command gives itself."""
+    command, check = SERVICES[name]["command"], healthcheck(name)
+    assert command[command.index("-n") + 1] == check[check.index("-d") + 1]
+
+
+def test_the_image_copies_what_exists_and_is_not_root() -> None:
+    """Every COPY source is in the tree, all that the wheel needs is copied, and the last user is not root."""
+    copies = [rest.split()[:-1] for word, rest in dockerfile() if word == "COPY" and "--from" not in rest]
+    sources = {source for words in copies for source in words}
+    assert {source for source in sources if not (TREE / source).exists()} == set()
+    assert {"workers", "producers", "sql", "beat_schedule.py", "pyproject.toml", "README.md", "LICENSE"} <= sources
+    assert [rest for word, rest in dockerfile() if word == "USER"][-1] == "headrace"
+
+
+def test_valkeys_command_asks_for_the_password(tmp_path: Path) -> None:
+    """Valkey started by the compose file's own words refuses a stranger, and its password is not in its arguments."""
+    port = choose_port(None)
+    (tmp_path / "valkey_password").write_text("from-a-file\n")
+    entry, server = tmp_path / "docker-entrypoint.sh", tmp_path / "valkey-server"
+    entry.write_text('#!/bin/sh\nexec "$@"\n')
+    server.write_text(f'#!/bin/sh\nexec {binaries.valkey_binary()} --port {port} --bind 127.0.0.1 "$@"\n')
+    for script in (entry, server):
+        script.chmod(0o755)
+    shell, flag, text = SERVICES["valkey"]["command"]
+    process = subprocess.Popen(
+        [shell, flag, shell_text(text, tmp_path)],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, cwd=tmp_path, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        import redis
+
+        with redis.Redis(port=port, password="from-a-file") as client:
+            deadline = time.monotonic() + 10
+            while True:
+                try:
+                    assert client.ping()
+                    break
+                except redis.exceptions.ConnectionError:
+                    assert time.monotonic() < deadline and process.poll() is None
+                    time.sleep(0.05)
+            wanted = {"appendonly": "yes", "save": "", "maxmemory-policy": "noeviction", "dir": str(tmp_path)}
+            assert client.config_get(*wanted) == wanted
+        with redis.Redis(port=port) as stranger, pytest.raises(redis.exceptions.AuthenticationError):
+            stranger.ping()
+        assert b"from-a-file" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    finally:
+        process.terminate()
+        assert process.wait(10) == 0
+    assert healthcheck("valkey") == [
+        "CMD-SHELL", "REDISCLI_AUTH=$$(cat /run/secrets/valkey_password) valkey-cli ping | grep -q PONG"
+    ]  # fmt: skip
+
+
+def test_postgresqls_health_check_is_true_and_false(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The compose file's pg_isready succeeds while a server listens, and fails when none does."""
+    program, *words = healthcheck("postgres")[1:]
+    assert program == "pg_isready"
+    tool = binaries.postgres_bin() / program
+    if not tool.exists():
+        pytest.skip("these PostgreSQL binaries come without pg_isready")
+    folder = tmp_path_factory.mktemp("postgres")
+    for parent in (folder, folder.parent, folder.parent.parent):
+        parent.chmod(0o755)  # as root the server runs in a user namespace and must reach its folder
+    server = PostgresServer(folder / "data")
+    server.start()
+    try:
+        check = [str(tool), *words, "-p", str(server.port)]
+        running = subprocess.run(check, check=False).returncode
+    finally:
+        server.stop()
+    assert (running, subprocess.run(check, check=False).returncode) == (0, 2)
+
+
+def test_flowers_health_check_is_valid_python() -> None:
+    """The one-liner compiles, and says no when nothing listens."""
+    program, flag, code = healthcheck("flower")[1:]
+    assert (program, flag) == ("python", "-c")
+    code = code.replace(":5555/", f":{choose_port(None)}/")
+    assert subprocess.run([sys.executable, flag, code], stderr=subprocess.DEVNULL, check=False).returncode == 1
