@@ -29,6 +29,12 @@ def register(kind: type[M], verb: Verb[M]) -> None:
     _bodies[kind.task] = verb  # type: ignore[assignment]
 
 
+def load_rooms() -> None:
+    """Import every room's tasks, so that their bodies are registered."""
+    for module in TASK_MODULES:
+        importlib.import_module(module)
+
+
 def execute(message: Message, settings: Settings) -> list[Message]:
     """Do what one message asks, and return the messages that follow from it.
 
@@ -55,8 +61,7 @@ def run_here(messages: Sequence[Message], settings: Settings, *, timeout: timede
 
     A RetryLater waits, up to `timeout` in all; the problems that remain then are returned, one line each.
     """
-    for module in TASK_MODULES:
-        importlib.import_module(module)
+    load_rooms()
     problems: list[str] = []
     tie = count()
     started = time.monotonic()

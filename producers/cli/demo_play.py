@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ class Play:
         yield "Valkey", lambda _status: _answers(valkey.running)
         yield "schema", lambda status: status is not None and bool(status.children)
         for name in ("worker", "beat", "Flower"):
-            yield name, lambda status, child=name.lower(): _runs(status, child)
+            yield name, partial(_runs, child=name.lower())
         yield (
             "watcher",
             lambda _status: "watch.started" in last_lines(self._watcher_log, 1000, since_bytes=self._watcher_mark),
@@ -228,5 +229,5 @@ def _answers(running: Callable[[], bool]) -> bool:
     return False
 
 
-def _runs(status: SupervisorStatus | None, child: str) -> bool:
+def _runs(status: SupervisorStatus | None, *, child: str) -> bool:
     return status is not None and any(one.name == child and one.state == "running" for one in status.children)

@@ -1,4 +1,4 @@
-"""A simulated instrument: eight devices that write telemetry files as the real programs do, and count what they wrote."""
+"""A simulated instrument: eight devices that write telemetry files as the real programs do, and count them."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class Instrument:
         with self._lock:
             return MappingProxyType(dict(self._written))
 
-    def run(self, stop: threading.Event, *, files_per_second: float = 6.0, records_per_file: int = 800) -> None:
+    def run(self, stop: threading.Event, *, files_per_second: float = 8.0, records_per_file: int = 1250) -> None:
         """Write until `stop`: each turn one whole file of the next device, and some lines of the live one.
 
         A machine that is too slow for the rate gets fewer files, never a burst. Every file is complete when

@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,20 +61,15 @@ def shell_text(text: str, folder: Path) -> str:
 
 def parse(group: click.Command, argv: list[str], obj: object = None) -> click.Context:
     """Parse as the command would, without running it; raises UsageError for what it does not know."""
-    command, name, rest = group, argv[0], argv[1:]
+    command, name, rest = group, argv[0], [word for word in argv[1:] if word != "--help"]
     context: click.Context | None = None
-    while isinstance(command, click.Group) and not {"--help", "-h"} & set(rest):
+    while isinstance(command, click.Group) and rest:
         context = command.make_context(name, rest, parent=context, obj=obj)
         found, below, rest = command.resolve_command(context, [*context._protected_args, *context.args])
         assert below is not None
         command, name = below, str(found)
-    return (
-        context
-        if isinstance(command, click.Group) and context
-        else command.make_context(
-            name, [word for word in rest if word not in ("--help", "-h")], parent=context, obj=obj
-        )
-    )
+    asked_for_help = "--help" in argv
+    return command.make_context(name, rest, parent=context, obj=obj, resilient_parsing=asked_for_help)
 
 
 @pytest.mark.parametrize(("where", "argv"), [pytest.param(*one, id=one[0]) for one in commands()])
@@ -207,16 +204,15 @@ def test_valkeys_command_asks_for_the_password(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_postgresqls_health_check_is_true_and_false(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_postgresqls_health_check_is_true_and_false() -> None:
     """The compose file's pg_isready succeeds while a server listens, and fails when none does."""
     program, *words = healthcheck("postgres")[1:]
     assert program == "pg_isready"
     tool = binaries.postgres_bin() / program
     if not tool.exists():
         pytest.skip("these PostgreSQL binaries come without pg_isready")
-    folder = tmp_path_factory.mktemp("postgres")
-    for parent in (folder, folder.parent, folder.parent.parent):
-        parent.chmod(0o755)  # as root the server runs in a user namespace and must reach its folder
+    folder = Path(tempfile.mkdtemp(prefix="headrace-compose-"))
+    folder.chmod(0o755)  # as root the server runs in a user namespace and must reach its folder
     server = PostgresServer(folder / "data")
     server.start()
     try:
@@ -224,6 +220,7 @@ def test_postgresqls_health_check_is_true_and_false(tmp_path_factory: pytest.Tem
         running = subprocess.run(check, check=False).returncode
     finally:
         server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
     assert (running, subprocess.run(check, check=False).returncode) == (0, 2)
 
 

@@ -170,7 +170,7 @@ def seed(site: Site) -> None:
     """Two hosts, a failure, a pause, files that wait and one that is damaged."""
     with closing(psycopg2.connect(site.postgres.dsn())) as conn:
         migrations.migrate(conn, migrations.FOUNDATION)
-    telemetry.setup(Settings(control={"dsn": site.postgres.dsn()}))  # type: ignore[arg-type]
+    telemetry.setup(Settings(control={"dsn": site.postgres.dsn()}))
     for name in HOSTS:
         hosts.announce(site.control, name, [f"telemetry.{name}", f"products.{name}", "ticks"])
     run_sql(
@@ -290,11 +290,11 @@ def test_every_queue_is_shown(site: Site, client: Client, worker: str) -> None:
 
 def test_metrics_by_token(client: Client, secrets: dict[str, str]) -> None:
     """A scraper with the token reads Flower's metrics and ours, and no other page."""
-    scraper = {"Authorization": f"Bearer {secrets['metrics_token']}"}
-    reply = Client(client.port).ask("/metrics", **scraper)
+    word = f"Bearer {secrets['metrics_token']}"
+    reply = Client(client.port).ask("/metrics", Authorization=word)
     assert (reply.status, reply.headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
     assert "flower_worker_online" in reply.text and "headrace_up" in reply.text
-    assert Client(client.port).ask("/headrace", **scraper).status == 401
+    assert Client(client.port).ask("/headrace", Authorization=word).status == 401
 
 
 def test_metrics_say_what_the_databases_say(client: Client) -> None:
@@ -368,9 +368,9 @@ def test_no_secret_is_on_any_page(site: Site, client: Client, worker: str, secre
 
 
 def test_options_win_and_a_lost_broker_is_told(site: Site) -> None:
-    """`python -m celery` is as closed as `celery`; the command line's login and port win; a dead broker is up 0."""
+    """The command line's login and port win, the API stays closed, and a dead broker is up 0."""
     port = choose_port(None)
-    argv = [sys.executable, "-m", "celery", "-A", "workers", "flower", f"--port={port}", "--basic-auth=me:mine"]
+    argv = [str(BIN / "celery"), "-A", "workers", "flower", f"--port={port}", "--basic-auth=me:mine"]
     nowhere = {"HEADRACE_BROKER__URL": "redis://:topsecret@127.0.0.1:1/0", "HEADRACE_FLOWER__PORT": "1"}
     flower_process = site.start(*argv, log="second.log", FLOWER_UNAUTHENTICATED_API="1", **nowhere)
     client = Client(port, "me:mine")
@@ -385,6 +385,20 @@ def test_options_win_and_a_lost_broker_is_told(site: Site) -> None:
     finally:
         flower_process.terminate()
         flower_process.wait(20)
+
+
+@pytest.mark.parametrize("argv", [["-m", "celery", "-A", "workers", "flower"], ["-m", "producers.cli", "flower"]])
+def test_every_way_to_start_it_is_as_closed(site: Site, secrets: dict[str, str], argv: list[str]) -> None:
+    """`python -m celery ... flower` and `headrace flower` ask for the same login and have the same page."""
+    port = choose_port(None)
+    process = site.start(sys.executable, *argv, f"--port={port}", log="other.log")
+    try:
+        eventually(lambda: healthy(Client(port)), "the other Flower answers")
+        assert [Client(port).ask(path).status for path in ("/", "/metrics", "/headrace")] == [401] * 3
+        assert Client(port, f"headrace:{secrets['flower_password']}").ask("/headrace").status == 200
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 def assert_only_loopback(port: int) -> None:
