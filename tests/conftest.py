@@ -32,6 +32,10 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 _numbers = itertools.count(1)
 
+for _name in [name for name in os.environ if name.startswith("HEADRACE_")]:
+    # The tests' settings are their own, whatever the shell that starts them has.
+    del os.environ[_name]
+
 
 @dataclass(frozen=True)
 class Servers:

@@ -83,8 +83,9 @@ def _perform(state: State, folder: Path, seconds: float, keep: bool) -> bool:
     play = Play(conf, folder, seconds=seconds, keep=keep, on_step=show.step, on_progress=show.progress, on_outcome=tell)
 
     def perform() -> None:
-        play.run()
-        deployment.request_stop()
+        # A stop that is on its way must not be asked for again: that would hasten it, and end tasks half-way.
+        if play.run():
+            deployment.request_stop()
 
     # The deployment gets the main thread: its processes die with the thread that started them.
     thread = threading.Thread(target=perform, name="demo", daemon=True)

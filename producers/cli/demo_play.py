@@ -106,8 +106,8 @@ class Play:
         self._instrument_error: BaseException | None = None
         self._history: list[tuple[float, int]] = []
 
-    def run(self) -> None:
-        """Everything in order; what goes wrong is kept in `error`. Returns early when the deployment stops."""
+    def run(self) -> bool:
+        """Everything in order; what goes wrong is kept in `error`. False when it ends because the deployment stops."""
         try:
             self._wait_for_all()
             self.outcome = self._observe()
@@ -115,10 +115,12 @@ class Play:
             while self._keep:
                 self._pause(PROGRESS_SECONDS)
         except _Ended:
-            pass
+            return False
         except BaseException as error:
-            # A server that goes away because everything is being stopped is no error.
-            self.error = None if self._stopping() else error
+            if self._stopping():
+                return False  # a server that goes away because everything is being stopped is no error
+            self.error = error
+        return True
 
     def _wait_for_all(self) -> None:
         pending = dict(self._signs())

@@ -17,7 +17,7 @@ log = logs.get(__name__)
 
 FRESH_SECONDS = 2.0  # scrapers and open pages that ask within this share one answer
 PATIENCE_SECONDS = 3.0  # two of them in a row stay below Prometheus' scrape timeout of 10 s
-STALE_SECONDS = 60.0  # while a slow question is still out, an answer up to this old is given
+STALE_SECONDS = 30.0  # while a slow question is still out, an answer up to this old is given
 _NO_SCHEMA = ("3F000", "42P01")  # SQLSTATE: no such schema, no such table
 
 T = TypeVar("T")

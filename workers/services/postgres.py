@@ -117,6 +117,10 @@ class PostgresServer(Server):
                 command = sql.SQL("CREATE ROLE {} LOGIN CREATEDB CREATEROLE NOSUPERUSER PASSWORD {}")
                 with suppress(psycopg2.errors.DuplicateObject):  # another start was first
                     cursor.execute(command.format(sql.Identifier(ROLE), sql.Literal(hashed)))
+                # Role and bookkeeping schema share a name; by default the schema would catch what a person
+                # creates without naming one.
+                command = sql.SQL("ALTER ROLE {} SET search_path = public")
+                cursor.execute(command.format(sql.Identifier(ROLE)))
             cursor.execute("SELECT 1 FROM pg_catalog.pg_database WHERE datname = %s", (ROLE,))
             if cursor.fetchone() is None:
                 command = sql.SQL("CREATE DATABASE {} OWNER {}")

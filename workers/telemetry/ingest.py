@@ -114,7 +114,10 @@ class _Reader:
     def _batches(self, run: runs.Run, position: Position) -> bool:
         telemetry = self.settings.telemetry
         limits = Limits(telemetry.batch_bytes, telemetry.max_record_bytes)
-        schemas = load_schemas(telemetry.event_schemas)
+        try:
+            schemas = load_schemas(telemetry.event_schemas)
+        except (OSError, ValueError) as error:
+            raise PermanentFailure(f"telemetry.event_schemas: {error}") from error
         until = time.monotonic() + telemetry.slice_seconds
         began = position
         source = batches(self.file, self.path, self.name.device, position, limits, schemas)

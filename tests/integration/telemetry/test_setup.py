@@ -104,7 +104,8 @@ def test_xtelemdbs_tables_are_taken_over_with_every_row(fresh: Settings, tmp_pat
         execution.execute(IngestFile(host="here", path=str(path)), fresh)
     api.setup(fresh)
     assert ask(fresh, "SELECT ts, device, msg, prio, ec FROM telem ORDER BY ts") == before
-    assert ask(fresh, "SELECT pg_get_viewdef('observations')") == view
+    now = ask(fresh, "SELECT pg_get_viewdef('observations')")
+    assert now[0][0] == view[0][0].replace("(device)::text", "device")
     assert columns(fresh, "telem")[:5] == [
         ("ts", "timestamp with time zone"), ("device", "text"), ("msg", "jsonb"), ("prio", "text"), ("ec", "text"),
     ]  # fmt: skip
