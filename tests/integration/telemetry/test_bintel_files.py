@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import shutil
+import struct
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -36,11 +37,14 @@ def holds_nul(value: Any) -> bool:
 
 
 def comparable(value: Any) -> Any:
-    """Integers exactly, floats to 9 digits, what is not a number as null, long strings as their length."""
+    """Integers exactly, floats as float32, what is not a number as null, long strings as their length."""
     if value is None or (isinstance(value, int) and abs(value) < 2**64):
         return value
     if isinstance(value, int | float):
-        return None if not math.isfinite(value) else float(f"{value:.9g}")
+        if not math.isfinite(value):
+            return None
+        narrow = abs(value) < 3e38
+        return struct.unpack("<f", struct.pack("<f", value))[0] if narrow else float(f"{value:.9g}")
     if isinstance(value, dict):
         if set(value) == {"$bytes", "$sha256"}:
             return value["$bytes"]
