@@ -43,8 +43,10 @@ def comparable(value: Any) -> Any:
     if isinstance(value, int | float):
         if not math.isfinite(value):
             return None
-        narrow = abs(value) < 3e38
-        return struct.unpack("<f", struct.pack("<f", value))[0] if narrow else float(f"{value:.9g}")
+        try:
+            return struct.unpack("<f", struct.pack("<f", value))[0]
+        except OverflowError:
+            return float(f"{value:.9g}")
     if isinstance(value, dict):
         if set(value) == {"$bytes", "$sha256"}:
             return value["$bytes"]
