@@ -182,19 +182,21 @@ def test_valkeys_command_asks_for_the_password(tmp_path: Path) -> None:
     shell, flag, text = SERVICES["valkey"]["command"]
     kind, check = healthcheck("valkey")
     assert kind == "CMD-SHELL"
-    places = {"env": {"PATH": f"{tmp_path}:/usr/bin:/bin", "CLIENT": VALKEY_CLI}, "cwd": tmp_path}
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CLIENT": VALKEY_CLI}
 
     def is_healthy() -> bool:
-        return subprocess.run(["sh", "-c", shell_text(check, tmp_path)], check=False, **places).returncode == 0
+        argv = ["sh", "-c", shell_text(check, tmp_path)]
+        return subprocess.run(argv, env=env, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
-    process = subprocess.Popen([shell, flag, shell_text(text, tmp_path)], stdout=subprocess.DEVNULL, **places)
+    argv = [shell, flag, shell_text(text, tmp_path)]
+    process = subprocess.Popen(argv, env=env, cwd=tmp_path, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 10
         while not is_healthy():
             assert time.monotonic() < deadline and process.poll() is None
         wanted = {"appendonly": "yes", "save": "", "maxmemory-policy": "noeviction", "dir": str(tmp_path)}
         with redis.Redis(port=port, password="from-a-file") as client:
-            assert client.config_get(*wanted) == {key.encode(): value.encode() for key, value in wanted.items()}
+            assert client.config_get(*wanted) == wanted
         secret.write_text("wrong\n")
         assert not is_healthy()
         assert b"from-a-file" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
