@@ -249,5 +249,5 @@ def _reload_on_hangup() -> None:
     signal.signal(signal.SIGHUP, reload)
 
 
-if Path(sys.argv[0]).name == "celery" and "flower" in sys.argv:
+if "flower" in sys.argv[1:]:
     os.environ.setdefault("FLOWER_CONF", str(Path(__file__).parent / "monitor" / "flowerconfig.py"))

@@ -44,7 +44,7 @@ def comparable(value: Any) -> Any:
         if not math.isfinite(value):
             return None
         try:
-            return struct.unpack("<f", struct.pack("<f", float(value)))[0]
+            return struct.unpack("<f", struct.pack("<f", float(value) + 0.0))[0]
         except OverflowError:
             return float(f"{value:.9g}")
     if isinstance(value, dict):
