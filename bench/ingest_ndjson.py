@@ -1,6 +1,6 @@
 """Ingest of .ndjson.gz against two floors in the same run: COPY of parsed rows with ON CONFLICT, and executemany.
 
-    python bench/ingest_ndjson.py [--files 200] [--records 5000]
+python bench/ingest_ndjson.py [--files 200] [--records 5000]
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import io
-import os
 import random
 import tempfile
 from pathlib import Path
@@ -106,7 +105,6 @@ def main() -> None:
             cursor.execute(
                 "TRUNCATE telem, file_origins, file_ingest_times, file_replicas, headrace.telemetry_file, headrace.run"
             )
-            cursor.execute("CHECKPOINT") if os.environ.get("BENCH_SUPERUSER") else None
             admin.close()
 
         def count() -> int:
@@ -134,7 +132,6 @@ def main() -> None:
         execution.run_here([], conf, timeout=execution.timedelta(seconds=1))
         batches = ["\n".join("\x02".join(map(str, row)) for row in parsed_rows(path)) + "\n" for path in files]
         floor = run("floor: COPY parsed, ON CONFLICT", lambda: copy_floor(server.dsn(), batches), total, None)
-        del batches
         messages = [IngestFile(host="bench", path=str(path)) for path in files]
         wait = execution.timedelta(seconds=60)
         ours = run("headrace ingest", lambda: execution.run_here(messages, conf, timeout=wait), total, floor)
@@ -164,7 +161,9 @@ def main() -> None:
             conn.close()
 
         slow = run("floor: executemany, row by row", executemany, len(some) * options.records, floor)
-        table("ndjson.gz ingest", ("way", "records/s", "records/CPU-s", "client CPU s", "server CPU s", "of floor"), rows)
+        table(
+            "ndjson.gz ingest", ("way", "records/s", "records/CPU-s", "client CPU s", "server CPU s", "of floor"), rows
+        )
         print(f"  headrace is {ours / floor:.0%} of the COPY floor and {ours / slow:.1f} x executemany")
 
 

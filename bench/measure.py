@@ -75,4 +75,10 @@ def table(title: str, header: tuple[str, ...], rows: list[tuple[object, ...]]) -
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     print(f"{title} (load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores)")
     for row in cells:
-        print("  " + "  ".join(value.rjust(width) if index else value.ljust(width) for index, (value, width) in enumerate(zip(row, widths, strict=True))))
+        print(
+            "  "
+            + "  ".join(
+                value.rjust(width) if index else value.ljust(width)
+                for index, (value, width) in enumerate(zip(row, widths, strict=True))
+            )
+        )

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -30,7 +30,22 @@ from workers.telemetry import api, store
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+MODULE_BROKER = 15  # the broker database that a module's tests share; those below it are single tests'
 _numbers = itertools.count(1)
+
+# The application with every tick each second, and each message sent so often as $COPIES says.
+REHEARSAL = """
+import os
+from workers import app as module
+celery = module.app
+for entry in celery.conf.beat_schedule.values():
+    entry["schedule"] = 1.0
+    entry["options"]["expires"] = 5.0
+publish = module._publish
+def publish_copies(*arguments):
+    return [publish(*arguments) for _ in range(int(os.environ.get("COPIES", "1")))][0]
+module._publish = publish_copies
+"""
 
 for _name in [name for name in os.environ if name.startswith("HEADRACE_")]:
     # The tests' settings are their own, whatever the shell that starts them has.
@@ -65,7 +80,7 @@ def template(servers: Servers) -> str:
     with _admin(servers) as cursor:
         cursor.execute("CREATE DATABASE template_headrace")
     dsn = servers.postgres.dsn("template_headrace")
-    conf = Settings(control={"dsn": dsn})  # type: ignore[arg-type]
+    conf = Settings(control={"dsn": dsn})
     with database.connection(conf.target(), purpose="tests") as conn:
         migrations.migrate(conn, migrations.FOUNDATION)
     api.setup(conf)
@@ -95,9 +110,8 @@ def empty_dsn(servers: Servers) -> Iterator[str]:
         cursor.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
-@pytest.fixture
-def dsn(servers: Servers, template: str) -> Iterator[str]:
-    """A migrated database of this test's own."""
+@contextmanager
+def _clone(servers: Servers, template: str) -> Iterator[str]:
     name = f"test_{os.getpid()}_{next(_numbers)}"
     with _admin(servers) as cursor:
         cursor.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
@@ -109,9 +123,16 @@ def dsn(servers: Servers, template: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def dsn(servers: Servers, template: str) -> Iterator[str]:
+    """A migrated database of this test's own."""
+    with _clone(servers, template) as cloned:
+        yield cloned
+
+
+@pytest.fixture
 def broker_url(servers: Servers) -> Iterator[str]:
     """A numbered database of the broker, emptied before and after."""
-    url = servers.valkey.url(next(_numbers) % 16)
+    url = servers.valkey.url(next(_numbers) % MODULE_BROKER)
     client = redis.Redis.from_url(url)
     client.flushdb()
     yield url
@@ -133,8 +154,8 @@ def conf(dsn: str, data: Path, tmp_path: Path) -> Iterator[Settings]:
     settings = Settings(
         host="here",
         data_dir=tmp_path / "state",
-        control={"dsn": dsn},  # type: ignore[arg-type]
-        telemetry={"data_dirs": [str(data)]},  # type: ignore[arg-type]
+        control={"dsn": dsn},
+        telemetry={"data_dirs": [str(data)]},
     )
     settings_module.use(settings)
     yield settings
@@ -176,6 +197,11 @@ class Site:
     data: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.folder.mkdir(exist_ok=True)
+        self.data.mkdir(exist_ok=True)
+        (self.folder / "rehearsal.py").write_text(REHEARSAL)
+
     def environment(self, host: str = "here", **more: str) -> dict[str, str]:
         """What a process of this site reads its settings from."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
@@ -190,35 +216,71 @@ class Site:
             **more,
         }
 
-    def start(self, *words: str, host: str = "here", **more: str) -> subprocess.Popen[bytes]:
+    def start(self, *words: str, host: str = "here", app: str = "workers", **more: str) -> subprocess.Popen[bytes]:
         """Start `celery -A workers WORDS` or, with `headrace` first, our own command."""
         argv = [sys.executable, "-m", "producers.cli", *words[1:]] if words[0] == "headrace" else [
-            sys.executable, "-m", "celery", "-A", "workers", *words,
+            sys.executable, "-m", "celery", "-A", app, *words,
         ]  # fmt: skip
-        log = (self.folder / f"{words[0]}-{len(self.processes)}.log").open("wb")
+        log = self._log_path(len(self.processes), words[0]).open("wb")
         process = subprocess.Popen(
             argv, env=self.environment(host, **more), stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.folder
         )
         self.processes.append(process)
         return process
 
-    def worker(self, host: str = "here", **more: str) -> subprocess.Popen[bytes]:
+    def log(self, process: subprocess.Popen[bytes]) -> str:
+        """What a process of this site has written so far."""
+        return next(self.folder.glob(f"*-{self.processes.index(process)}.log")).read_text(errors="replace")
+
+    def _log_path(self, number: int, word: str) -> Path:
+        return self.folder / f"{word}-{number}.log"
+
+    def worker(
+        self, host: str = "here", *, options: Sequence[str] = (), app: str = "workers", **more: str
+    ) -> subprocess.Popen[bytes]:
         """A worker that has announced itself and consumes."""
         before = self.ask("SELECT count(*) FROM headrace.host WHERE name = %s AND last_seen > now()", host)
         began = self.ask("SELECT clock_timestamp()")[0][0]
-        process = self.start("worker", "-n", f"w{len(self.processes)}@{host}", "--without-mingle", host=host, **more)
+        node = f"w{len(self.processes)}@{host}"
+        process = self.start("worker", "-n", node, "--without-mingle", *options, host=host, app=app, **more)
         self.until(
             lambda: bool(self.ask("SELECT 1 FROM headrace.host WHERE name = %s AND last_seen > %s", host, began)),
             f"the worker of {host} announces itself ({before})",
         )
         return process
 
-    def run(self, *words: str, host: str = "here", timeout: float = 60, **more: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *words: str, host: str = "here", timeout: float = 60, **more: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run our own command to its end."""
+        return self._finish(["-m", "producers.cli", *words], self.environment(host, **more), timeout)
+
+    def celery(self, *words: str, timeout: float = 60, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run `celery -A workers WORDS` to its end."""
+        return self._finish(["-m", "celery", "-A", "workers", *words], self.environment(**more), timeout)
+
+    def script(self, code: str, *, timeout: float = 60, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run a Python script as somebody at the instrument would."""
+        return self._finish(["-c", code], self.environment(**more), timeout)
+
+    def _finish(
+        self, words: list[str], environment: dict[str, str], timeout: float
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "producers.cli", *words],
-            env=self.environment(host, **more), capture_output=True, text=True, timeout=timeout, cwd=self.folder,
+            [sys.executable, *words],
+            env=environment, capture_output=True, text=True, timeout=timeout, cwd=self.folder,
         )  # fmt: skip
+
+    @contextmanager
+    def blocked(self, table: str = "public.telem") -> Iterator[None]:
+        """Nobody can write into the table meanwhile: work that needs it stands still in mid-statement."""
+        conn = psycopg2.connect(self.dsn)
+        try:
+            with conn.cursor() as cursor:
+                cursor.execute(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE")
+            yield
+        finally:
+            conn.close()
 
     def ask(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Ask the site's database."""
@@ -261,11 +323,21 @@ class Site:
 def site(dsn: str, broker_url: str, tmp_path: Path, data: Path) -> Iterator[Site]:
     """A deployment whose processes end with the test."""
     folder = tmp_path / "site"
-    folder.mkdir()
     made = Site(folder, dsn, broker_url, data)
     yield made
     made.stop()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def module_site(servers: Servers, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A deployment that the tests of one module share."""
+    url = servers.valkey.url(MODULE_BROKER)
+    with _clone(servers, template) as dsn, redis.Redis.from_url(url) as client:
+        client.flushdb()
+        made = Site(tmp_path_factory.mktemp("site"), dsn, url, tmp_path_factory.mktemp("telem"))
+        yield made
+        made.stop()
 
 
 @pytest.fixture(scope="session")

@@ -169,10 +169,11 @@ def _finish(control: Target, run: int, state: str, error: dict[str, str] | None,
         "error": orjson.dumps(error).decode() if error else None,
         "counters": orjson.dumps(counters).decode(),
     }
+    query = SQL["requeue_run"] if state == "queued" else SQL["finish_run"]
     for _attempt in range(2):  # the first one may meet an idle connection that a server restart broke
         try:
             with database.connection(control, purpose="runs") as conn:
-                SQL["finish_run" if state != "queued" else "requeue_run"].run(conn, facts)
+                query.run(conn, facts)
                 conn.commit()
             return
         except RetryLater as reason:

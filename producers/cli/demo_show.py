@@ -87,6 +87,8 @@ class Show:
         out("")
         for line in self._where_to_look(endpoints) if kept else _next_steps():
             out(line)
+        if not kept:
+            self._state.say("stopping everything")
 
     def _where_to_look(self, endpoints: Endpoints) -> list[str]:
         passwords = self._folder / "credentials.json"
@@ -126,6 +128,7 @@ class Show:
 
     def _picture(self) -> RenderableType:
         steps = Table.grid(padding=(0, 2))
+        steps.add_row("", f"everything lives in {self._folder}")
         for step in self._steps:
             steps.add_row(Text("✓", style="green"), step.name, f"{step.seconds:.1f} s")
         if self._progress is None:

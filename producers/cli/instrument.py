@@ -14,15 +14,8 @@ from random import Random
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
-from producers.cli.instrument_formats import (
-    SECOND,
-    Record,
-    bintel_record,
-    program_line,
-    program_name,
-    python_line,
-    python_name,
-)
+from producers.cli import instrument_formats as formats
+from producers.cli.instrument_formats import SECOND, Record
 
 BINTEL, GZIPPED, LIVE = ".bintel", ".ndjson.gz", ".ndjson"
 FLUSH_SECONDS = 0.02  # between the two flushes of a .bintel file; a reader may come in between
@@ -177,8 +170,8 @@ class Instrument:
             self._written[device.name] += Written(**more)
 
     def _write_bintel(self, device: Device, records: list[Record]) -> None:
-        content = b"".join(map(bintel_record, records))
-        path = self.folder / program_name(device.name, records[0].nanoseconds, "bintel")
+        content = b"".join(map(formats.bintel_record, records))
+        path = self.folder / formats.program_name(device.name, records[0].nanoseconds, "bintel")
         # The real logger flushes its buffer as time goes by, wherever a record happens to be cut.
         cut = self._random.randrange(1, len(content))
         with path.open("wb") as file:
@@ -189,12 +182,12 @@ class Instrument:
         self.wrote(device, files=1, records=len(records), bytes=len(content))
 
     def _write_gzipped(self, device: Device, records: list[Record]) -> None:
-        lines = [program_line(record) for record in records]
+        lines = [formats.program_line(record) for record in records]
         members = self._random.choice((1, 1, 3))
         share = -(-len(lines) // members)
         portions = [b"".join(lines[start : start + share]) for start in range(0, len(lines), share)]
         content = b"".join(gzip.compress(portion, mtime=0) for portion in portions)
-        path = self.folder / program_name(device.name, records[0].nanoseconds, "ndjson.gz")
+        path = self.folder / formats.program_name(device.name, records[0].nanoseconds, "ndjson.gz")
         # Complete or not there at all: under its real name a reader never sees a part of it.
         unfinished = path.with_name(f".{path.name}.part")
         unfinished.write_bytes(content)
@@ -216,10 +209,10 @@ class _Live:
         """Finish the line that was torn, write `number` more, the last one only in half if it is to be torn."""
         self._finish_line()
         records = self._instrument.measure(self._device, number)
-        name = python_name(self._device.name, records[0].nanoseconds)
+        name = formats.python_name(self._device.name, records[0].nanoseconds)
         if self._file is None or (self._lines >= roll_after and name != self._name):
             self._open(name)
-        *whole, last = (python_line(record) for record in records)
+        *whole, last = (formats.python_line(record) for record in records)
         for line in whole:
             self._write(line)
         self._write(last[: len(last) // 2] if tear else last)

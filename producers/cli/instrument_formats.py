@@ -146,7 +146,7 @@ def _width(kind: str) -> int:
 
 def _pointed(kind: str, value: Any) -> bytes:
     if kind == "string":
-        text = value.encode()
+        text: bytes = value.encode()
         return _OFFSET.pack(len(text)) + text + b"\0"
     if kind == "[float32]":
         return struct.pack(f"<I{len(value)}f", len(value), *value)

@@ -73,7 +73,7 @@ UPDATE headrace.run SET sent_at = now() WHERE id = ANY(%(ids)s)
 SELECT id, task, message
   FROM headrace.run
  WHERE state = 'queued' AND cancel_requested_at IS NULL
-   AND (sent_at IS NULL OR sent_at < now() - %(older)s)
+   AND (sent_at IS NULL OR sent_at < now() - %(older)s::interval)
  ORDER BY id
  LIMIT %(limit)s
 
@@ -104,7 +104,7 @@ UPDATE headrace.run r
        backend_pid = %(backend_pid)s, backend_start = %(backend_start)s
  WHERE r.id = (SELECT n.id FROM headrace.run n WHERE n.room = %(room)s AND n.key = %(key)s ORDER BY n.id DESC LIMIT 1)
    AND r.state = 'succeeded' AND r.requested_by IS NULL
-   AND r.started_at > now() - %(same_run)s
+   AND r.started_at > now() - %(same_run)s::interval
 RETURNING r.id, r.counters
 
 -- name: heartbeat
@@ -133,7 +133,7 @@ RETURNING id
 -- Running, but without a sign of life for longer than the limit.
 SELECT id, room, key, database, backend_pid, backend_start
   FROM headrace.run
- WHERE state = 'running' AND heartbeat < now() - %(older)s
+ WHERE state = 'running' AND heartbeat < now() - %(older)s::interval
  ORDER BY id
 
 -- name: backend_lives
@@ -144,7 +144,7 @@ SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %(pid)s AND backend_star
 -- A run whose worker and backend are both gone.
 UPDATE headrace.run
    SET state = 'lost', finished_at = now(), error = %(error)s
- WHERE id = %(id)s AND state = 'running' AND heartbeat < now() - %(older)s
+ WHERE id = %(id)s AND state = 'running' AND heartbeat < now() - %(older)s::interval
 RETURNING id
 
 -- name: own_backend
@@ -183,7 +183,7 @@ SELECT room,
        count(*) FILTER (WHERE state IN ('failed', 'lost', 'timeout')) AS failing
   FROM (SELECT DISTINCT ON (room, key) room, key, state
           FROM headrace.run
-         WHERE coalesce(finished_at, now()) > now() - %(window)s
+         WHERE coalesce(finished_at, now()) > now() - %(window)s::interval
          ORDER BY room, key, id DESC) newest
  GROUP BY room
  ORDER BY room
@@ -193,7 +193,7 @@ SELECT room,
 SELECT id, room, key, state, host, finished_at, error
   FROM (SELECT DISTINCT ON (room, key) id, room, key, state, host, finished_at, error
           FROM headrace.run
-         WHERE coalesce(finished_at, now()) > now() - %(window)s
+         WHERE coalesce(finished_at, now()) > now() - %(window)s::interval
          ORDER BY room, key, id DESC) newest
  WHERE state IN ('failed', 'lost', 'timeout')
  ORDER BY id DESC
@@ -201,7 +201,7 @@ SELECT id, room, key, state, host, finished_at, error
 
 -- name: delete_old_runs
 -- History beyond its retention.
-DELETE FROM headrace.run WHERE finished_at < now() - %(older)s
+DELETE FROM headrace.run WHERE finished_at < now() - %(older)s::interval
 
 -- name: beat_leads
 -- Does some session hold the lock of the beat that sends?

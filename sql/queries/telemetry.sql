@@ -242,11 +242,11 @@ UPDATE headrace.telemetry_file f
          WHERE host = %(host)s
            AND (state = 'pending' OR (state = 'failed' AND due_at <= now()))
            AND (due_at IS NULL OR due_at <= now())
-           AND (sent_at IS NULL OR sent_at < now() - %(older)s)
+           AND (sent_at IS NULL OR sent_at < now() - %(older)s::interval)
          ORDER BY seen_mtime_ns
          LIMIT greatest(0, %(in_flight)s - (
                SELECT count(*) FROM headrace.telemetry_file s
-                WHERE s.host = %(host)s AND s.state = 'pending' AND s.sent_at >= now() - %(older)s))
+                WHERE s.host = %(host)s AND s.state = 'pending' AND s.sent_at >= now() - %(older)s::interval))
            FOR UPDATE SKIP LOCKED) due
  WHERE f.host = due.host AND f.path = due.path
 RETURNING f.path
@@ -257,8 +257,8 @@ INSERT INTO headrace.inventory_host AS h (host, sent_at)
 SELECT name, now() FROM unnest(%(hosts)s::text[]) AS name
 ON CONFLICT (host) DO UPDATE
    SET sent_at = now()
- WHERE (h.sent_at IS NULL OR h.sent_at < now() - %(interval)s)
-   AND (h.taken_at >= h.sent_at OR h.sent_at IS NULL OR h.sent_at < now() - %(older)s)
+ WHERE (h.sent_at IS NULL OR h.sent_at < now() - %(interval)s::interval)
+   AND (h.taken_at >= h.sent_at OR h.sent_at IS NULL OR h.sent_at < now() - %(older)s::interval)
 RETURNING host
 
 -- name: last_problems

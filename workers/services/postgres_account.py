@@ -94,9 +94,7 @@ def _has_name(uid: int) -> bool:
 
 def _user_namespace_works(bin_dir: Path) -> bool:
     try:
-        probe = spawn(
-            [str(bin_dir / "postgres"), "--version"], death_signal=signal.SIGKILL, user_namespace=True
-        )
+        probe = spawn([str(bin_dir / "postgres"), "--version"], death_signal=signal.SIGKILL, user_namespace=True)
     except (OSError, KeyError, subprocess.SubprocessError):
         return False
     return probe.wait() == 0

@@ -86,12 +86,9 @@ def initialise(
         shutil.rmtree(scratch, ignore_errors=True)
         if "No space left on device" in tail:
             raise StartFailedError(
-                f"No space left for a new PostgreSQL in {pgdata.parent}: free some, or choose "
-                "another --data-dir."
+                f"No space left for a new PostgreSQL in {pgdata.parent}: free some, or choose another --data-dir."
             )
-        raise StartFailedError(
-            f"initdb could not make {pgdata} (exit {code}). Its log {log_path} ends:\n{tail}"
-        )
+        raise StartFailedError(f"initdb could not make {pgdata} (exit {code}). Its log {log_path} ends:\n{tail}")
     with (scratch / "postgresql.conf").open("a", encoding="utf-8") as file:
         file.write(_INCLUDE)
     scratch.rename(pgdata)

@@ -103,9 +103,7 @@ class Server(Service):
             self.send(number)
             wait_for_exit(self.pid, self.start_ticks, seconds)
         if self.alive():
-            raise ServiceError(
-                f"{self.title} pid {self.pid} survived kill -9: is the disk or the kernel stuck?"
-            )
+            raise ServiceError(f"{self.title} pid {self.pid} survived kill -9: is the disk or the kernel stuck?")
         self.clean_up()
 
     def launch(self) -> None:
@@ -198,11 +196,7 @@ class Server(Service):
                     os.close(descriptor)
                     self._adopts(pid, started)
                     return None
-            elif (
-                pid
-                and not lives
-                and time.monotonic() > deadline - LAUNCH_PATIENCE_SECONDS + ORPHAN_GRACE_SECONDS
-            ):
+            elif pid and not lives and time.monotonic() > deadline - LAUNCH_PATIENCE_SECONDS + ORPHAN_GRACE_SECONDS:
                 self._end_orphans()
             if time.monotonic() > deadline:
                 os.close(descriptor)

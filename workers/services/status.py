@@ -126,9 +126,7 @@ def live_supervisor(data_dir: Path) -> Holder | None:
     except FileNotFoundError:
         return None
     except PermissionError as error:
-        raise ServiceError(
-            f"The data folder {data_dir} belongs to another user: ask again as that user."
-        ) from error
+        raise ServiceError(f"The data folder {data_dir} belongs to another user: ask again as that user.") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return None

@@ -77,9 +77,7 @@ class Supervisor:
         to the children. Only in the main thread: children die with the thread that started them.
         """
         if threading.current_thread() is not threading.main_thread():
-            raise ServiceError(
-                "The supervisor must run in the main thread: its children die with its thread."
-            )
+            raise ServiceError("The supervisor must run in the main thread: its children die with its thread.")
         if self._lock is None:
             self._folder.prepare()
             with SupervisorLock(self._folder.root) as self._lock:

@@ -82,7 +82,13 @@ def test_every_reference_file_arrives_exactly(data: Path, work: Work, sql: Ask, 
         assert state == [("damaged" if bad else "open" if open_tail else "done", len(good))], source
         device = parse_name(source.name).device
         wanted = {
-            (item["s"], item["ns"], item["prio_name"], item["name"], orjson.dumps(comparable(item["msg"]), option=orjson.OPT_SORT_KEYS))
+            (
+                item["s"],
+                item["ns"],
+                item["prio_name"],
+                item["name"],
+                orjson.dumps(comparable(item["msg"]), option=orjson.OPT_SORT_KEYS),
+            )
             for item in good
         }
         found = {

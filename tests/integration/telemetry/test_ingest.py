@@ -59,7 +59,9 @@ def test_plain_and_compressed_files_become_the_same_rows(data: Path, work: Work,
     assert work(message(data / NAME), message(data / (NAME + ".gz"))) == []
     assert rows(sql) == 100
     first = sql("SELECT device, ts::text, ts_ns, prio, ec, msg FROM telem ORDER BY ts LIMIT 1")
-    assert first == [("cooler", "2024-04-16 03:00:00+00", 7, "TELM", "telem_cooler", {"liquidTemp": 20.5, "flowRate": 1.25})]
+    assert first == [
+        ("cooler", "2024-04-16 03:00:00+00", 7, "TELM", "telem_cooler", {"liquidTemp": 20.5, "flowRate": 1.25})
+    ]
 
 
 def test_an_unchanged_file_is_not_read_again(data: Path, work: Work, sql: Ask) -> None:
@@ -179,7 +181,9 @@ def test_numbers_that_json_does_not_know_become_null(data: Path, work: Work, sql
     """NaN, nan, -nan, inf and Infinity are null, as before, and are counted; the same words in text stay."""
     words = ["NaN", "nan", "-nan", "inf", "-inf", "Infinity", "-Infinity"]
     path = data / NAME
-    text = "".join(line(n, msg={"v": "@", "note": "nan, inf: fine"}).replace('"@"', word) for n, word in enumerate(words))
+    text = "".join(
+        line(n, msg={"v": "@", "note": "nan, inf: fine"}).replace('"@"', word) for n, word in enumerate(words)
+    )
     path.write_text(lines(20, 100) + text)
     assert work(message(path)) == []
     assert sql("SELECT count(*), min(msg ->> 'note') FROM telem WHERE msg ? 'v' AND msg ->> 'v' IS NULL") == [
@@ -269,7 +273,9 @@ def test_a_real_instruments_lines_arrive_exactly(data: Path, work: Work, sql: As
     for text in source.read_text().splitlines():
         record = json.loads(text)
         ts = record["ts"].ljust(29, "0")
-        expected[(record["device"], ts, record["ec"], record.get("prio"), json.dumps(record["msg"], sort_keys=True))] = 1
+        expected[
+            (record["device"], ts, record["ec"], record.get("prio"), json.dumps(record["msg"], sort_keys=True))
+        ] = 1
     found = {
         (device, f"{ts}{ns:03d}", ec, prio, json.dumps(msg, sort_keys=True))
         for device, ts, ns, ec, prio, msg in sql(
@@ -317,8 +323,8 @@ def test_odd_paths_come_back_exactly(data: Path, work: Work, sql: Ask) -> None:
     """Names with blanks, newlines, quotes, a 0xFF byte or a text that looks like an escape are told apart."""
     from workers import paths
 
-    names = ["a b.ndjson", "new\nline.ndjson", "-dash.ndjson", 'quo"te.ndjson', "nfc_\u00e9.ndjson", "nfd_e\u0301.ndjson",
-             "back\\xff.ndjson"]  # fmt: skip
+    names = ["a b.ndjson", "new\nline.ndjson", "-dash.ndjson", 'quo"te.ndjson']
+    names += ["nfc_\u00e9.ndjson", "nfd_e\u0301.ndjson", "back\\xff.ndjson"]
     raw = [os.fsencode(data / name) for name in names] + [os.fsencode(data) + b"/bad\xff.ndjson"]
     for number, path in enumerate(raw):
         with open(path, "w") as file:

@@ -45,7 +45,7 @@ INSERT INTO file_ingest_times VALUES ('2024-01-01', 'dev', now(), 'h', '/p/dev_2
 @pytest.fixture
 def fresh(empty_dsn: str, tmp_path: Path) -> Iterator[Settings]:
     """Settings for an empty database."""
-    conf = Settings(host="here", data_dir=tmp_path, control={"dsn": empty_dsn})  # type: ignore[arg-type]
+    conf = Settings(host="here", data_dir=tmp_path, control={"dsn": empty_dsn})
     settings_module.use(conf)
     with database.connection(conf.target(), purpose="tests") as conn:
         migrations.migrate(conn, migrations.FOUNDATION)
@@ -97,8 +97,10 @@ def test_xtelemdbs_tables_are_taken_over_with_every_row(fresh: Settings, tmp_pat
     before = ask(fresh, "SELECT ts, device, msg, prio, ec FROM telem ORDER BY ts")
     view = ask(fresh, "SELECT pg_get_viewdef('observations')")
     path = tmp_path / "dev_20240101000000000000000.ndjson"
-    path.write_text('{"ts": "2024-01-01T00:00:01", "prio": "TELM", "ec": "old", "msg": {"n": 1}}\n'
-                    '{"ts": "2024-01-01T00:00:01", "prio": "TELM", "ec": "a_code_of_23_characters", "msg": {}}\n')  # fmt: skip
+    record = '{"ts": "2024-01-01T00:00:01", "prio": "TELM", '
+    path.write_text(
+        record + '"ec": "old", "msg": {"n": 1}}\n' + record + '"ec": "a_code_of_23_characters", "msg": {}}\n'
+    )
     with database.connection(fresh.target(), purpose="tests"), pytest.raises(PermanentFailure, match="telemetry setup"):
         execution.load_rooms()
         execution.execute(IngestFile(host="here", path=str(path)), fresh)

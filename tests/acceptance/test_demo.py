@@ -1,0 +1,160 @@
+"""`headrace demo` as a newcomer runs it: every record arrives, and no end of it leaves a process behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workers.services.postgres import PostgresServer
+from workers.services.processes import is_alive, process_state
+
+HEADRACE = [sys.executable, "-m", "producers.cli", "demo"]
+PROCESSES = Path("/proc")
+GONE_SECONDS = 10.0  # two to three are usual; this machine may be busy
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A short folder for temporary files; a Unix socket's path would not fit below pytest's own."""
+    folder = Path(tempfile.mkdtemp(prefix="headrace-test-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def environment(scratch: Path) -> dict[str, str]:
+    """The environment of a site that has settings of its own, which must not matter."""
+    (scratch / "headrace.yaml").write_text("control: {dsn: postgresql://nobody@192.0.2.1/real}\n")
+    (scratch / "tmp").mkdir()
+    site = {
+        "HEADRACE_CONFIG": str(scratch / "headrace.yaml"),
+        "HEADRACE_CONTROL__DSN": "postgresql://nobody@192.0.2.1/real",
+        "HEADRACE_BROKER__URL": "redis://192.0.2.1/0",
+        "CELERY_BROKER_URL": "redis://192.0.2.1/0",
+        "PGHOST": "192.0.2.1",
+    }
+    return {**os.environ, **site, "TMPDIR": str(scratch / "tmp")}
+
+
+@pytest.fixture
+def demo(scratch: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """A demonstration whose instrument has begun to write."""
+    process = subprocess.Popen(
+        [*HEADRACE, "--seconds", "60", "--json"],
+        cwd=scratch, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    for line in process.stderr:
+        if " written " in line:
+            break
+    else:
+        pytest.fail(f"the demonstration ended at its start, exit {process.wait()}")
+    yield process
+    process.kill()
+    process.communicate()
+    for folder in (scratch / "tmp").iterdir():
+        PostgresServer(folder).clean_up()  # a kill -9 leaves the folder of the Unix socket
+
+
+def descendants(pid: int) -> list[tuple[int, int]]:
+    """(pid, start) of every process below one, workers' pools and PostgreSQL's backends included."""
+    states = [process_state(int(entry.name)) for entry in PROCESSES.iterdir() if entry.name.isdigit()]
+    found: list[tuple[int, int]] = []
+    parents = {pid}
+    while parents:
+        children = [state for state in states if state is not None and state.parent_pid in parents]
+        found += [(state.pid, state.start) for state in children]
+        parents = {state.pid for state in children}
+    return found
+
+
+def left_after(processes: list[tuple[int, int]], seconds: float) -> list[str]:
+    """The command lines of those that are still alive after so long."""
+    deadline = time.monotonic() + seconds
+    alive = processes
+    while alive and time.monotonic() < deadline:
+        alive = [one for one in alive if is_alive(*one)]
+        time.sleep(0.02)
+    lines = []
+    for pid, _start in alive:
+        with suppress(OSError):
+            lines.append((PROCESSES / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return lines
+
+
+def names(processes: list[tuple[int, int]]) -> str:
+    """Their command lines in one text."""
+    lines = []
+    for pid, _start in processes:
+        with suppress(OSError):
+            lines.append((PROCESSES / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return "\n".join(lines)
+
+
+def test_every_record_arrives_and_nothing_stays(scratch: Path, environment: dict[str, str]) -> None:
+    """The demonstration ends by itself with as many rows as records written, and removes its folder."""
+    done = subprocess.run(
+        [*HEADRACE, "--seconds", "4", "--json"],
+        cwd=scratch, env=environment, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    assert document["succeeded"]
+    assert document["rows"] == document["records_written"] > 1000
+    assert document["files_read"] == document["files_written"] > 3
+    assert document["dead_letters"] == 0
+    assert all(form["records"] for form in document["forms"].values())
+    assert list(document["steps"])[:2] == ["PostgreSQL", "Valkey"]
+    assert len(document["steps"]) == 7
+    assert "password" not in done.stdout.lower()
+    assert list((scratch / "tmp").iterdir()) == []
+
+
+def test_ctrl_c_ends_everything(scratch: Path, demo: subprocess.Popen[str]) -> None:
+    """After Ctrl-C the command says so, exits with 130, and neither a process nor a file is left."""
+    below = descendants(demo.pid)
+    assert all(word in names(below) for word in ("postgres", "valkey", "worker", "beat", "flower", "watch"))
+    demo.send_signal(signal.SIGINT)
+    output, talk = demo.communicate(timeout=30)
+    assert demo.returncode == 130
+    assert output == ""
+    assert "interrupted" in talk
+    assert left_after(below, 0.5) == []
+    assert list((scratch / "tmp").iterdir()) == []
+
+
+def test_kill_9_leaves_no_process(demo: subprocess.Popen[str]) -> None:
+    """The kernel ends every process of a demonstration that was killed, pool processes and backends included."""
+    below = descendants(demo.pid)
+    assert len(below) > 10
+    demo.kill()
+    demo.wait()
+    assert left_after(below, GONE_SECONDS) == []
+
+
+def test_a_folder_with_other_data_is_refused(scratch: Path, environment: dict[str, str]) -> None:
+    """A data folder that no demonstration made is left alone: its archive might be real."""
+    done = subprocess.run(
+        [*HEADRACE, "--data-dir", str(scratch)],
+        cwd=scratch, env=environment, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "might be real" in done.stderr
+    assert not (scratch / "postgres").exists()
