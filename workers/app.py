@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -12,13 +13,13 @@ from typing import Any
 
 import kombu.exceptions
 from celery import Celery, Task, signals
+from celery.worker import state as worker_state
 from kombu import Queue
 
 import beat_schedule
-from workers import execution, hosts, logs, queues, settings
+from workers import execution, hosts, logs, queues, reload, settings
 from workers.errors import (
     Cancelled,
-    HeadraceError,
     NothingToDo,
     PermanentFailure,
     RetryLater,
@@ -216,7 +217,7 @@ def _announce(sender: Any, **_facts: Any) -> None:
     conf = settings.current()
     names = sorted(app.amqp.queues.consume_from)
     hosts.Presence(conf.target(), conf.host, names).start()
-    _reload_on_hangup()
+    reload.on_hangup(_finish_and_start_again)
 
 
 @signals.worker_process_init.connect
@@ -230,23 +231,12 @@ def _name_the_beat(sender: Any, **_facts: Any) -> None:
     # Two beats on one host would otherwise answer `inspect ping` under one name.
     if not sender.hostname:
         sender.hostname = f"celerybeat-{os.getpid()}@{settings.current().host}"
+    reload.on_hangup()
 
 
-def _reload_on_hangup() -> None:
-    """SIGHUP: finish what runs, then start again with new settings; settings with an error are refused."""
-    restart = signal.getsignal(signal.SIGHUP)
-
-    def reload(signum: int, frame: Any) -> None:
-        try:
-            settings.load()
-        except HeadraceError as error:
-            log.error("settings.not_reloaded", reason=str(error))
-            return
-        log.info("settings.reload")
-        if callable(restart):
-            restart(signum, frame)
-
-    signal.signal(signal.SIGHUP, reload)
+def _finish_and_start_again() -> None:
+    atexit.register(reload.start_again)
+    worker_state.should_stop = 0
 
 
 if "flower" in sys.argv[1:]:

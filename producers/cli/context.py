@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 import orjson
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from workers import database, migrations
@@ -57,7 +58,14 @@ class State:
         """A table on stdout; plain columns where it is no terminal."""
         # Where nobody looks at it through a window of some width, no cell is cut or wrapped.
         console = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
-        shown = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        shown = Table(
+            *(escape(column) for column in columns),
+            title=title,
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            header_style="bold",
+        )
         for row in rows:
             shown.add_row(*(_cell(value) for value in row))
         console.print(shown)
@@ -101,7 +109,7 @@ def _cell(value: Any) -> str:
         return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
     if isinstance(value, (list, tuple)):
         return " ".join(str(item) for item in value) or "-"
-    return str(value).replace("[", "\\[")
+    return escape(str(value))
 
 
 def _plain(value: Any) -> Any:

@@ -16,11 +16,11 @@ from producers.cli.context import DONE, SOME_FAILED, State, json_option, pass_st
 from producers.cli.demo_play import Outcome, Play
 from producers.cli.demo_show import Show
 from producers.cli.services import clear_errors, make_deployment
-from workers.errors import HeadraceError
 from workers.services.deployment import DEFAULT_FLOWER_PORT
 from workers.services.endpoints import read_endpoints
 from workers.services.errors import AlreadyRunningError
 from workers.services.ports import choose_port
+from workers.services.postgres import PostgresServer
 from workers.settings import Settings
 
 HOST = "demo"
@@ -58,7 +58,7 @@ def demo(state: State, seconds: float, keep: bool, data_dir: Path | None) -> int
     try:
         done = _perform(state, folder, seconds, keep)
         disposable &= done
-    except HeadraceError:
+    except Exception:
         disposable = False  # the logs tell more than the message
         raise
     finally:
@@ -102,6 +102,12 @@ def _perform(state: State, folder: Path, seconds: float, keep: bool) -> bool:
         raise play.error
     if play.outcome is None:
         raise KeyboardInterrupt
+    if not play.outcome.good:
+        written, logs = play.outcome.progress.all_written.records, folder / "logs"
+        state.say(
+            f"headrace: {written} records were written but {play.outcome.rows} rows arrived; "
+            f"{logs / 'watcher.log'} and {logs / 'worker.log'} tell why"
+        )
     return play.outcome.good
 
 
@@ -145,6 +151,7 @@ def _remove(folder: Path) -> None:
     # Everything has ended; a second Ctrl-C must not leave half of a folder behind.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
+        PostgresServer(folder).clean_up()  # the folder of its Unix socket lies elsewhere
         shutil.rmtree(folder, ignore_errors=True)
     finally:
         signal.signal(signal.SIGINT, before)

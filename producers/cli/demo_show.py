@@ -79,13 +79,13 @@ class Show:
         if outcome.good:
             out(f"The archive has {outcome.rows:,} rows: every record arrived, none twice, no dead letters.")
         else:
-            out(f"The archive has {outcome.rows:,} rows, and {progress.lag['dead']} dead letters: something is WRONG.")
+            out(f"The archive has {outcome.rows:,} rows, and {progress.lag['dead']} dead letters: that is WRONG.")
         out(
             f"{_rate(outcome):,.0f} records/s from the first write to the last row; from a file's last change to its "
             f"commit: half within {_seconds(progress.lag['p50'])}, 99 % within {_seconds(progress.lag['p99'])}."
         )
         out("")
-        for line in self._where_to_look(endpoints) if kept else _next_steps():
+        for line in self._where_to_look(endpoints) if kept else _next_steps() if outcome.good else []:
             out(line)
         if not kept:
             self._state.say("stopping everything")

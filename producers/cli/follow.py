@@ -97,7 +97,7 @@ def report(state: State, ids: Sequence[int], problems: Sequence[str]) -> int:
         state.out(f"{summary}{': ' + more if more else ''}")
     for row in rows:
         if row["state"] not in ("succeeded", "skipped") and row["error"]:
-            state.say(f"{row['state']}: {row['error'].get('message')} (run {row['id']}, {row['key']})")
+            state.say(f"{row['state']}: {row['error'].get('message')} (run {row['id']})")
         elif row["state"] == "skipped" and row["error"] and not state.json:
             state.say(f"skipped: {row['error'].get('message')}")
     for problem in remaining:

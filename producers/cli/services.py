@@ -60,7 +60,14 @@ def child_specs(conf: Settings, data_dir: Path, control: Target, endpoints: Endp
         ),
     ]
     if conf.telemetry.data_dirs:
-        specs.append(ChildSpec(name="watcher", argv=[*_HEADRACE, "telemetry", "watch"], log_path=logs / "watcher.log"))
+        specs.append(
+            ChildSpec(
+                name="watcher",
+                argv=[*_HEADRACE, "telemetry", "watch"],
+                log_path=logs / "watcher.log",
+                start_after=("worker",),
+            )
+        )
     return specs
 
 

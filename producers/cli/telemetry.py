@@ -96,6 +96,26 @@ def setup(state: State, words: tuple[str, ...], legacy: tuple[Path, ...], dry_ru
 @telemetry.command()
 @click.argument("words", nargs=-1)
 @legacy_options
+@json_option
+@pass_state
+def adopt(state: State, words: tuple[str, ...], legacy: tuple[Path, ...]) -> int:
+    """Count files of this host as read that xtelemdb has read to their end, so that they are not read again.
+
+    Run it once on each host after `setup`, with xtelemdb and dbIngest stopped there for good.
+    """
+    _refuse(_apply_legacy(state, legacy, words))
+    state.prepare()
+    counts = api.adopt(state.settings)
+    if state.json:
+        state.emit(counts)
+    else:
+        state.out(", ".join(f"{number} {word}" for word, number in counts.items()))
+    return DONE
+
+
+@telemetry.command()
+@click.argument("words", nargs=-1)
+@legacy_options
 @here_options
 @json_option
 @pass_state
@@ -235,7 +255,7 @@ def import_(state: State, file: Path, words: tuple[str, ...]) -> int:
 def watch(state: State) -> int:
     """Watch the data folders and enqueue what changes; runs until it is stopped."""
     from producers.telemetry import watch_forever
-    from workers import hosts, logs
+    from workers import hosts, logs, reload
     from workers.app import send
 
     conf = state.prepare()
@@ -245,6 +265,7 @@ def watch(state: State) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    reload.on_hangup()
     hosts.Presence(conf.target(), conf.host, []).start()
     watch_forever(conf, lambda messages: send(messages, slot=api.new_slot()), stop)
     return DONE

@@ -138,6 +138,15 @@ ON CONFLICT (host, path, start_byte, reason) DO UPDATE SET end_byte = excluded.e
 -- A file that is read anew starts without dead letters.
 DELETE FROM headrace.dead_letter WHERE host = %(host)s AND path = %(path)s
 
+-- name: read_by_xtelemdb
+-- Files of a host that xtelemdb has read to their end, and that have no checkpoint of ours.
+SELECT o.origin_path, t.ingested_at
+  FROM public.file_origins o
+  JOIN public.file_ingest_times t ON (t.origin_host, t.origin_path) = (o.origin_host, o.origin_path)
+ WHERE o.origin_host = %(host)s AND t.ingested_at >= o.modification_time
+   AND NOT EXISTS (SELECT FROM headrace.telemetry_file f WHERE f.host = o.origin_host AND f.path = o.origin_path)
+ ORDER BY o.origin_path
+
 -- name: exhume_from
 -- What is read again from a byte on starts without dead letters.
 DELETE FROM headrace.dead_letter WHERE host = %(host)s AND path = %(path)s AND start_byte >= %(before)s

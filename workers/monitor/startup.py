@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from tornado.options import options
 
-from workers import hosts, logs, queues, settings
+from workers import hosts, logs, queues, reload, settings
 from workers.app import app
 from workers.errors import HeadraceError, SettingsError
 from workers.monitor import handlers, login
@@ -45,6 +45,7 @@ def prepare() -> Chosen:
         log.warning("flower.api_stays_closed", variable="FLOWER_UNAUTHENTICATED_API")
     _register_known_queues(conf)
     handlers.install(Board(conf), token)
+    reload.on_hangup()
     return chosen
 
 

@@ -88,6 +88,8 @@ class Deployment:
                 raise
             finally:
                 self._supervisor = None
+                for server in servers:
+                    server.clean_up()
                 remove_endpoints(self._folder.root)
 
     def request_stop(self) -> None:

@@ -12,6 +12,7 @@ from workers import database, migrations, paths
 from workers.settings import Settings
 from workers.sql_files import queries
 from workers.targets import Target
+from workers.telemetry import adopt as adopt_module
 from workers.telemetry import inventory_store, store
 from workers.telemetry.folders import walk
 from workers.telemetry.legacy import settings_from_xtelemdb
@@ -34,6 +35,15 @@ def setup(settings: Settings, *, dry_run: bool = False, target: Target | None = 
             store.run_steps(conn, steps)
             conn.commit()
     return texts
+
+
+def adopt(settings: Settings) -> dict[str, int]:
+    """Count files as read that xtelemdb has read: how many are `adopted`, `changed` since, `absent` here."""
+    work = settings.target(settings.telemetry.database)
+    with database.connection(work, purpose="telemetry adopt") as conn:
+        store.ensure_schema(conn, work.dsn)
+        count = adopt_module.adopt(conn, settings.host)
+    return {"adopted": count.adopted, "changed": count.changed, "absent": count.absent}
 
 
 def find_files(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -269,6 +269,11 @@ def bury(conn: Connection, host: str, path: str, letters: Sequence[DeadLetter]) 
         SQL["bury"].run(conn, facts)
 
 
+def read_by_xtelemdb(conn: Connection, host: str) -> list[tuple[str, datetime]]:
+    """(path, time of reading) of files that xtelemdb has read to their end and we have not."""
+    return [(row[0], row[1]) for row in SQL["read_by_xtelemdb"].rows(conn, {"host": host})]
+
+
 def keep_letters(conn: Connection, host: str, path: str, *, before: int) -> int:
     """Drop the letters of what is now read again, from a byte of the content on; how many others remain."""
     facts = {"host": host, "path": path, "before": before}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,27 @@ def test_xtelemdbs_tables_are_taken_over_with_every_row(fresh: Settings, tmp_pat
     assert execution.execute(IngestFile(host="here", path=str(path)), fresh) == []
     assert ask(fresh, "SELECT count(*) FROM telem") == [(101,)]
     assert api.setup(fresh) == []
+
+
+def test_what_xtelemdb_has_read_is_not_read_again(fresh: Settings, tmp_path: Path) -> None:
+    """After `adopt` an unchanged old file is done, one that grew is read on, and one that is gone is told."""
+    fresh = fresh.model_copy(update={"host": "h"})
+    ask(fresh, OLD_TABLES)
+    for name in ("same", "grown"):
+        path = tmp_path / f"{name}_20240101000000000000000.ndjson"
+        path.write_text('{"ts": "2024-01-01T00:00:01", "msg": {}}\n')
+        ask(
+            fresh,
+            f"INSERT INTO file_origins VALUES ('h', '{path}', now(), now());"
+            f"INSERT INTO file_ingest_times VALUES ('2024-01-01', '{name}', now() + interval '1 s', 'h', '{path}')",
+        )
+    api.setup(fresh)
+    assert api.adopt(fresh) == {"adopted": 2, "changed": 0, "absent": 1}
+    with (tmp_path / "grown_20240101000000000000000.ndjson").open("a") as file:
+        file.write('{"ts": "2024-01-01T00:00:02", "msg": {}}\n')
+    found = [IngestFile(host="h", path=str(path)) for path in sorted(tmp_path.glob("*.ndjson"))]
+    execution.run_here(found, fresh, timeout=timedelta(seconds=5))
+    assert ask(fresh, "SELECT device, count(*) FROM telem WHERE device <> 'dev' GROUP BY 1") == [("grown", 1)]
 
 
 def test_observations_are_the_spans_in_which_somebody_observed(fresh: Settings) -> None:
