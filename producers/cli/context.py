@@ -58,17 +58,14 @@ class State:
         """A table on stdout; plain columns where it is no terminal."""
         # Where nobody looks at it through a window of some width, no cell is cut or wrapped.
         console = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
-        shown = Table(
-            *(escape(column) for column in columns),
-            title=title,
-            title_justify="left",
-            box=None,
-            pad_edge=False,
-            header_style="bold",
-        )
+        shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for column in columns:
+            shown.add_column(escape(column))
         for row in rows:
             shown.add_row(*(_cell(value) for value in row))
-        console.print(shown)
+        with console.capture() as captured:
+            console.print(shown)
+        click.echo("\n".join(line.rstrip() for line in captured.get().rstrip().split("\n")))
 
     def out(self, text: str) -> None:
         """A line of data on stdout."""

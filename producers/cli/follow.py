@@ -24,6 +24,7 @@ from workers.sql_files import queries
 SQL = queries("foundation")
 FINAL = ("succeeded", "failed", "timeout", "cancelled", "lost", "skipped")
 COUNTED = ("succeeded", "failed", "skipped", "lost", "timeout")
+MOST_LINES = 20
 _POLL_SECONDS = 0.3
 
 
@@ -95,13 +96,15 @@ def report(state: State, ids: Sequence[int], problems: Sequence[str]) -> int:
         summary = ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "nothing to do"
         more = ", ".join(f"{value:,.0f} {name}" for name, value in totals.items() if value)
         state.out(f"{summary}{': ' + more if more else ''}")
-    for row in rows:
-        if row["state"] not in ("succeeded", "skipped") and row["error"]:
-            state.say(f"{row['state']}: {row['error'].get('message')} (run {row['id']})")
-        elif row["state"] == "skipped" and row["error"] and not state.json:
-            state.say(f"skipped: {row['error'].get('message')}")
-    for problem in remaining:
-        state.say(problem)
+    lines = [
+        f"{row['state']}: {row['error'].get('message')} (run {row['id']})"
+        for row in sorted(rows, key=lambda row: row["state"] == "skipped")
+        if row["state"] != "succeeded" and row["error"] and not (state.json and row["state"] == "skipped")
+    ]
+    for line in [*lines[:MOST_LINES], *remaining]:
+        state.say(line)
+    if len(lines) > MOST_LINES:
+        state.say(f"... and {len(lines) - MOST_LINES} more; `headrace runs` lists them")
     return SOME_FAILED if failed or problems else DONE
 
 

@@ -33,6 +33,9 @@ def status(state: State) -> int:
         document["queues"] = {}
         document["broker"] = str(error)
     document["telemetry"] = telemetry.status(conf)
+    # A room's own tables say what is in order; a run that failed before is history then.
+    settled = telemetry.settled(conf, [run["key"] for run in document["failing"] if run["room"] == "telemetry"])
+    document["failing"] = [run for run in document["failing"] if run["key"] not in settled]
     local = read_status(conf.data_dir)
     document["processes"] = (
         [{"name": child.name, "state": child.state, "restarts": child.restarts} for child in local.children]
@@ -64,9 +67,8 @@ def _needs(document: dict[str, Any]) -> list[str]:
             )
     for run in document["failing"]:
         reason = (run["error"] or {}).get("message", run["state"])
-        needs.append(
-            f"run {run['id']} {run['state']}: {run['key']}: {reason}; `headrace retry {run['id']}` tries again"
-        )
+        what = "" if run["key"].split(":", 1)[-1] in reason else f" {run['key']}:"
+        needs.append(f"run {run['id']} {run['state']}:{what} {reason}; `headrace retry {run['id']}` tries again")
     room = document["telemetry"]
     for trouble in room.get("troubles", []):
         text = f"{trouble['host']}:{trouble['path']} is {trouble['state']}: {trouble['error']}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from datetime import timedelta
@@ -12,7 +13,8 @@ import click
 import yaml
 
 from producers.cli import follow
-from producers.cli.context import DONE, State, json_option, pass_state
+from producers.cli.context import DONE, SOME_FAILED, State, json_option, pass_state
+from workers import paths
 from workers.errors import NothingToDo
 from workers.messages import IngestFile, Message, TakeInventory
 from workers.telemetry import api
@@ -164,7 +166,7 @@ def ingest(
     else:
         found, problems = api.find_files(arguments)
         messages = [IngestFile(host=conf.host, path=path, force=force) for path in found]
-        if here and not force:
+        if (here or wait) and not force:
             # A file that stands as damaged stays a failure until somebody repairs it or takes it away.
             problems += [text for path in found if (text := api.standing_trouble(conf, path))]
     if dry_run:
@@ -237,6 +239,25 @@ def dead_letters(state: State, limit: int) -> int:
             [tuple(row.values()) for row in rows],
         )
     return DONE
+
+
+@telemetry.command()
+@click.argument("paths_", metavar="PATH...", nargs=-1, required=True)
+@click.option("--reason", help="Why nothing more is to be done, for whoever looks next.")
+@pass_state
+def accept(state: State, paths_: tuple[str, ...], reason: str | None) -> int:
+    """Settle damaged or failed files of this host: what could not be read stays as dead letters, and nobody is
+    told about it any more. New damage is told again."""
+    code = DONE
+    for argument in paths_:
+        path = paths.to_text(os.path.abspath(argument))
+        letters = api.accept(state.settings, path, follow.who(), reason)
+        if letters is None:
+            state.say(f"{path} is neither damaged nor failed; `headrace telemetry status` lists those that are")
+            code = SOME_FAILED
+        else:
+            state.out(f"{path}: accepted with {letters} dead letters")
+    return code
 
 
 @telemetry.command(name="import")

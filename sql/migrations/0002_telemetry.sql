@@ -21,6 +21,7 @@ CREATE TABLE headrace.telemetry_file (
     tail_hash bytea,
     records bigint NOT NULL DEFAULT 0,
     dead_letters bigint NOT NULL DEFAULT 0,
+    accepted_letters bigint NOT NULL DEFAULT 0,
     error text,
     due_at timestamptz,
     sent_at timestamptz,

@@ -9,7 +9,7 @@ SELECT pg_advisory_unlock(%(key)s)
 -- name: checkpoint
 -- How far a file was read.
 SELECT device, stamp, state, volume, inode, size_bytes, mtime_ns, raw_offset, skip_bytes, stream_offset,
-       head_bytes, head_hash, tail_bytes, tail_hash, records, dead_letters, error
+       head_bytes, head_hash, tail_bytes, tail_hash, records, dead_letters, accepted_letters, error
   FROM headrace.telemetry_file
  WHERE host = %(host)s AND path = %(path)s
 
@@ -17,17 +17,18 @@ SELECT device, stamp, state, volume, inode, size_bytes, mtime_ns, raw_offset, sk
 -- How far a file has been read now; commits with the rows.
 INSERT INTO headrace.telemetry_file
        (host, path, device, stamp, state, volume, inode, size_bytes, mtime_ns, raw_offset, skip_bytes,
-        stream_offset, head_bytes, head_hash, tail_bytes, tail_hash, records, dead_letters, error, ingested_at)
+        stream_offset, head_bytes, head_hash, tail_bytes, tail_hash, records, dead_letters, accepted_letters, error,
+        ingested_at)
 VALUES (%(host)s, %(path)s, %(device)s, %(stamp)s, %(state)s, %(volume)s, %(inode)s, %(size_bytes)s, %(mtime_ns)s,
         %(raw_offset)s, %(skip_bytes)s, %(stream_offset)s, %(head_bytes)s, %(head_hash)s, %(tail_bytes)s,
-        %(tail_hash)s, %(records)s, %(dead_letters)s, %(error)s, clock_timestamp())
+        %(tail_hash)s, %(records)s, %(dead_letters)s, %(accepted_letters)s, %(error)s, clock_timestamp())
 ON CONFLICT (host, path) DO UPDATE
    SET device = excluded.device, stamp = excluded.stamp, state = excluded.state, volume = excluded.volume,
        inode = excluded.inode, size_bytes = excluded.size_bytes, mtime_ns = excluded.mtime_ns,
        raw_offset = excluded.raw_offset, skip_bytes = excluded.skip_bytes,
        stream_offset = excluded.stream_offset, head_bytes = excluded.head_bytes, head_hash = excluded.head_hash,
        tail_bytes = excluded.tail_bytes, tail_hash = excluded.tail_hash, records = excluded.records,
-       dead_letters = excluded.dead_letters, error = excluded.error, ingested_at = excluded.ingested_at,
+       dead_letters = excluded.dead_letters, accepted_letters = excluded.accepted_letters, error = excluded.error, ingested_at = excluded.ingested_at,
        due_at = NULL, sent_at = NULL
 
 -- name: fail_file
@@ -317,6 +318,20 @@ SELECT host, path, state, error, dead_letters
  WHERE state IN ('damaged', 'failed')
  ORDER BY host, path
  LIMIT %(limit)s
+
+-- name: accept_file
+-- A person has looked at what could not be read, and nothing more is to be done about it.
+UPDATE headrace.telemetry_file
+   SET state = 'done', accepted_letters = dead_letters, due_at = NULL
+ WHERE host = %(host)s AND path = %(path)s AND state IN ('damaged', 'failed')
+RETURNING dead_letters
+
+-- name: settled_files
+-- Which of these files are in order now, whatever their runs say.
+SELECT f.host || ':' || f.path
+  FROM unnest(%(hosts)s::text[], %(paths)s::text[]) AS asked (host, path)
+  JOIN headrace.telemetry_file f ON f.host = asked.host AND f.path = asked.path
+ WHERE f.state IN ('done', 'open', 'cancelled')
 
 -- name: dead_letters
 -- The newest dead letters.

@@ -58,6 +58,7 @@ def adopt(conn: Connection, host: str) -> Adopted:
             prints=prints,
             records=0,
             dead_letters=0,
+            accepted_letters=0,
             error=None,
         )
         store.save_checkpoint(conn, host, path, point)

@@ -132,6 +132,25 @@ def dead_letters(settings: Settings, limit: int) -> list[dict[str, Any]]:
         return SQL["dead_letters"].records(conn, {"limit": limit})
 
 
+def settled(settings: Settings, keys: list[str]) -> set[str]:
+    """Those of the runs' keys (`host:path`) whose files are in order now, so that an old failure is history."""
+    pairs = [key.split(":", 1) for key in keys if ":/" in key]
+    work = settings.target(settings.telemetry.database)
+    with database.connection(work, purpose="telemetry status", autocommit=True) as conn:
+        if not pairs or not store.read_facts(conn).telem_is_ours:
+            return set()
+        facts = {"hosts": [host for host, _path in pairs], "paths": [path for _host, path in pairs]}
+        return {row[0] for row in SQL["settled_files"].rows(conn, facts)}
+
+
+def accept(settings: Settings, path: str, by: str, reason: str | None) -> int | None:
+    """Settle a damaged or failed file of this host; how many dead letters it has, or None if it is neither."""
+    work = settings.target(settings.telemetry.database)
+    with database.connection(work, purpose="telemetry accept") as conn:
+        store.ensure_schema(conn, work.dsn)
+        return store.accept(conn, settings.host, path, by, reason)
+
+
 def check_reachable(target: Target) -> None:
     """Raise ServerUnavailable unless the database answers now."""
     with database.connection(target, purpose="check", autocommit=True):

@@ -48,6 +48,7 @@ class Checkpoint:
     prints: Print | None
     records: int
     dead_letters: int
+    accepted_letters: int
     error: str | None
 
 

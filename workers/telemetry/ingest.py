@@ -78,6 +78,7 @@ class _Reader:
         self.name = parse_name(os.path.basename(message.path))
         self.fresh = True
         self.dead = 0
+        self.accepted = 0  # dead letters that a person has looked at already
         self.records = 0
 
     def read(self) -> bool:
@@ -98,6 +99,7 @@ class _Reader:
             position = Position()
             if known is not None and verdict == "grown":
                 position, self.records = known.position, known.records
+                self.accepted = known.accepted_letters
                 self.dead = store.keep_letters(self.conn, self.host, self.path, before=position.content)
             elif verdict == "rewritten":
                 store.exhume(self.conn, self.host, self.path)
@@ -191,7 +193,7 @@ class _Reader:
     def _save(self, run: runs.Run, batch: Batch, *, at_end: bool) -> None:
         state = "pending"
         if at_end:
-            state = "damaged" if self.dead else "open" if batch.open else "done"
+            state = "damaged" if self.dead > self.accepted else "open" if batch.open else "done"
             run.count(open=int(batch.open))
         point = Checkpoint(
             device=self.name.device,
@@ -205,6 +207,7 @@ class _Reader:
             prints=take_print(self.file, None, batch.after.raw, os.fstat(self.file.fileno()).st_size),
             records=self.records,
             dead_letters=self.dead,
+            accepted_letters=self.accepted,
             error=run.problems[0] if run.problems else None,
         )
         store.save_checkpoint(self.conn, self.host, self.path, point)

@@ -124,6 +124,7 @@ def _checkpoint(row: dict[str, Any]) -> Checkpoint:
         prints=prints,
         records=row["records"],
         dead_letters=row["dead_letters"],
+        accepted_letters=row["accepted_letters"],
         error=row["error"],
     )
 
@@ -152,6 +153,7 @@ def save_checkpoint(conn: Connection, host: str, path: str, point: Checkpoint) -
             "tail_hash": prints.tail if prints else None,
             "records": point.records,
             "dead_letters": point.dead_letters,
+            "accepted_letters": point.accepted_letters,
             "error": point.error,
         },
     )
@@ -279,6 +281,15 @@ def keep_letters(conn: Connection, host: str, path: str, *, before: int) -> int:
     facts = {"host": host, "path": path, "before": before}
     SQL["exhume_from"].run(conn, facts)
     return int(SQL["count_letters"].value(conn, facts))
+
+
+def accept(conn: Connection, host: str, path: str, by: str, reason: str | None) -> int | None:
+    """A damaged or failed file counts as done from now on; its dead letters, or None if it was neither."""
+    letters: int | None = SQL["accept_file"].value(conn, {"host": host, "path": path})
+    if letters is not None:
+        record_event(conn, host, path, "accepted", {"by": by, "reason": reason, "dead_letters": letters})
+    conn.commit()
+    return letters
 
 
 def exhume(conn: Connection, host: str, path: str) -> None:

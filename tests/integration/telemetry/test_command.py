@@ -126,3 +126,26 @@ def test_a_dry_run_reads_nothing(dsn: str, data: Path, tmp_path: Path) -> None:
     assert found.stdout.split() == [str(data / "a_20240416035000000000000.ndjson")]
     found = headrace("telemetry", "status", "--json", cwd=tmp_path, **environment)
     assert json.loads(found.stdout)["files"] == []
+
+
+def test_accepted_damage_is_not_told_again(dsn: str, data: Path, tmp_path: Path) -> None:
+    """After `accept` a damaged file needs nobody any more, also when good records follow; new damage is told again."""
+    bad = data / "bad_20240416035000000000000.ndjson"
+    bad.write_text(LINE.format(1) + "no json\n")
+    environment = {"HEADRACE_CONTROL__DSN": dsn, "HEADRACE_HOST": "here"}
+
+    def run(*words: str) -> int:
+        return headrace("telemetry", *words, cwd=tmp_path, **environment).returncode
+
+    assert run("ingest", "--here", str(bad)) == 1
+    assert run("status") == 1
+    assert run("accept", str(bad), "--reason", "known") == 0
+    assert (run("status"), run("accept", str(bad))) == (0, 1)
+    told = headrace("status", "--json", cwd=tmp_path, **environment)
+    assert not any("bad_2024" in need for need in json.loads(told.stdout)["needs_a_person"])
+    with bad.open("a") as file:
+        file.write(LINE.format(2))
+    assert (run("ingest", "--here", str(bad)), run("status")) == (0, 0)
+    with bad.open("a") as file:
+        file.write("again no json\n")
+    assert (run("ingest", "--here", str(bad)), run("status")) == (1, 1)
