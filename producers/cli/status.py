@@ -65,15 +65,20 @@ def _needs(document: dict[str, Any]) -> list[str]:
                 f"host {host['name']} is silent for {host['silent_seconds']:.0f} s, {waiting} messages wait for it; "
                 f"start `headrace worker` there, or `headrace hosts --forget {host['name']}` if it is gone for good"
             )
-    for run in document["failing"]:
-        reason = (run["error"] or {}).get("message", run["state"])
-        what = "" if run["key"].split(":", 1)[-1] in reason else f" {run['key']}:"
-        needs.append(f"run {run['id']} {run['state']}:{what} {reason}; `headrace retry {run['id']}` tries again")
     room = document["telemetry"]
     for trouble in room.get("troubles", []):
-        text = f"{trouble['host']}:{trouble['path']} is {trouble['state']}: {trouble['error']}"
-        if not any(trouble["path"] in need for need in needs):
-            needs.append(text)
+        path = trouble["path"]
+        error = str(trouble["error"]).removeprefix(f"{path}: ")
+        needs.append(
+            f"{trouble['state']} file on {trouble['host']}: {path}: {error}; "
+            f"repair it, or run `headrace telemetry accept {path}` there"
+        )
+    for run in document["failing"]:
+        path = run["key"].split(":", 1)[-1]
+        if not any(path in need for need in needs):
+            reason = (run["error"] or {}).get("message", run["state"])
+            what = "" if path in reason else f" {run['key']}:"
+            needs.append(f"run {run['id']} {run['state']}:{what} {reason}; `headrace retry {run['id']}` tries again")
     for waiting in room.get("pending", []):
         if (waiting["lag_seconds"] or 0) > LATE_SECONDS:
             needs.append(
