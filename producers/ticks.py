@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from workers import hosts, logs, pauses, reaper, settings
-from workers.app import app, send
+from workers.app import app, queue_depths, send
 from workers.errors import NothingToDo, RetryLater
 from workers.messages import IngestFile, TakeInventory
 from workers.telemetry import api as telemetry
@@ -27,7 +27,11 @@ def reap() -> None:
     conf = settings.current()
     try:
         reaper.reap(conf)
-        send(reaper.requests_to_resend(conf), slot=f"again-{_slot(reaper.RESEND.total_seconds())}")
+        lost = reaper.requests_to_resend(conf)
+        if lost:
+            # In a queue that is not empty they may merely be waiting for their turn.
+            depths = queue_depths(sorted({message.queue() for message in lost}))
+            send([m for m in lost if not depths[m.queue()]], slot=f"again-{_slot(reaper.RESEND.total_seconds())}")
     except RetryLater as error:
         log.warning("tick.waits", tick="reap", reason=str(error))
 

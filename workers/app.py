@@ -6,7 +6,8 @@ import atexit
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,11 @@ class HeadraceTask(Task):
     throws = (PermanentFailure, Cancelled, RetryLater)
 
 
-def _load_settings() -> settings.Settings:
+@contextmanager
+def _or_exit() -> Iterator[None]:
+    """Settings that are wrong end the process with every problem as a line, and exit code 2."""
     try:
-        return settings.current()
+        yield
     except SettingsError as error:
         for problem in error.problems:
             sys.stderr.write(f"headrace: {problem}\n")
@@ -107,7 +110,8 @@ def _make_app(conf: settings.Settings) -> Celery:
     return application
 
 
-app = _make_app(_load_settings())
+with _or_exit():
+    app = _make_app(settings.current())
 
 
 def handles(kind: type[Message], **options: Any) -> Callable[[execution.Verb[Any]], execution.Verb[Any]]:
@@ -208,6 +212,8 @@ def _setup_logging(**_facts: Any) -> None:
 @signals.celeryd_init.connect
 def _select_queues(options: dict[str, Any], **_facts: Any) -> None:
     """Without -Q a worker consumes what the settings give this host."""
+    with _or_exit():
+        settings.current().target()
     if not options.get("queues"):
         app.amqp.queues.select(queues.names_for(settings.current()))
 
@@ -228,6 +234,8 @@ def _follow_the_parent(**_facts: Any) -> None:
 
 @signals.beat_init.connect
 def _name_the_beat(sender: Any, **_facts: Any) -> None:
+    with _or_exit():
+        settings.current().target()
     # Two beats on one host would otherwise answer `inspect ping` under one name.
     if not sender.hostname:
         sender.hostname = f"celerybeat-{os.getpid()}@{settings.current().host}"

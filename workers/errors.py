@@ -33,6 +33,10 @@ class NothingToDo(HeadraceError):
     """Somebody else did it, is doing it, or it is not due: no run row, no retry."""
 
 
+class Paused(NothingToDo):
+    """A person has paused this room or host: the work stays due, and is found again afterwards."""
+
+
 class Cancelled(HeadraceError):
     """A person asked for this run to end."""
 

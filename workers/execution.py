@@ -11,7 +11,7 @@ from itertools import count
 from typing import TypeVar
 
 from workers import logs, pauses, runs
-from workers.errors import Cancelled, NothingToDo, PermanentFailure, RetryLater
+from workers.errors import Cancelled, NothingToDo, Paused, PermanentFailure, RetryLater
 from workers.messages import Message
 from workers.settings import Settings
 
@@ -38,14 +38,10 @@ def load_rooms() -> None:
 def execute(message: Message, settings: Settings) -> list[Message]:
     """Do what one message asks, and return the messages that follow from it.
 
-    Raises the body's errors; of a person's request the queued row is closed when no run was started for it.
+    Raises the body's errors; of a person's request the queued row is closed when no run was started for it,
+    unless the room is paused: then it stays queued, and is sent again once the pause is over.
     """
-    try:
-        pauses.check(settings.target(), message.room, getattr(message, "host", settings.host))
-    except NothingToDo as reason:
-        # The request stays queued: it is sent again once the pause is over.
-        log.info("message.paused", key=message.key(), reason=str(reason))
-        return []
+    pauses.check(settings.target(), message.room, getattr(message, "host", settings.host))
     try:
         return list(_bodies[message.task](message, settings))
     except NothingToDo as reason:
@@ -71,6 +67,9 @@ def run_here(messages: Sequence[Message], settings: Settings, *, timeout: timede
         time.sleep(max(0.0, at - time.monotonic()))
         try:
             follow_ups = execute(message, settings)
+        except Paused as reason:
+            log.warning("message.paused", key=message.key(), reason=str(reason))
+            _close(message, settings, "skipped", str(reason))
         except NothingToDo as reason:
             log.info("message.nothing_to_do", key=message.key(), reason=str(reason))
         except RetryLater as reason:
@@ -82,6 +81,10 @@ def run_here(messages: Sequence[Message], settings: Settings, *, timeout: timede
                 heapq.heappush(due, (again, next(tie), message))
         except (PermanentFailure, Cancelled) as reason:
             problems.append(str(reason))
+        except Exception as bug:  # one message must not cost the others their work
+            log.exception("message.bug", key=message.key())
+            _close(message, settings, "failed", repr(bug))
+            problems.append(f"{message.key()}: {bug!r}; please report this, with the traceback in the log")
         else:
             for follow_up in (message for message in follow_ups if not message.wait_seconds):
                 heapq.heappush(due, (0.0, next(tie), follow_up))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
 
-from workers import database, logs
+from workers import database, logs, migrations
 from workers.errors import HeadraceError, PermanentFailure
 from workers.settings import did_you_mean
 from workers.sql_files import queries
@@ -78,6 +78,15 @@ def require(control: Target, name: str) -> None:
         )
 
 
+def _migrate(control: Target) -> None:
+    # A worker may be the very first to use a control database.
+    conn = database.connect(control, purpose="hosts")
+    try:
+        migrations.migrate(conn, migrations.FOUNDATION)
+    finally:
+        conn.close()
+
+
 class Presence:
     """A thread that announces a host until it is told to stop; a database that is down only makes it wait."""
 
@@ -96,8 +105,12 @@ class Presence:
 
     def _announce(self) -> None:
         wait = 0.0
+        migrated = False
         while not self._stop.wait(wait):
             try:
+                if not migrated:
+                    _migrate(self._facts[0])
+                    migrated = True
                 announce(*self._facts)
                 wait = ANNOUNCE_SECONDS
             except HeadraceError as error:

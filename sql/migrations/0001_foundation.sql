@@ -49,4 +49,5 @@ COMMENT ON TABLE headrace.run IS 'The log for people; whether something was done
 
 CREATE INDEX run_live ON headrace.run (room, key) WHERE state IN ('queued', 'running');
 CREATE INDEX run_latest ON headrace.run (room, key, id DESC);
+CREATE INDEX run_trouble ON headrace.run (finished_at) WHERE state IN ('failed', 'lost', 'timeout');
 CREATE INDEX run_finished ON headrace.run (finished_at) WHERE finished_at IS NOT NULL;

@@ -34,6 +34,7 @@ COMMENT ON TABLE headrace.telemetry_file IS
 CREATE INDEX telemetry_file_pending ON headrace.telemetry_file (host, seen_mtime_ns) WHERE state = 'pending';
 CREATE INDEX telemetry_file_inode ON headrace.telemetry_file (host, inode);
 CREATE INDEX telemetry_file_stamp ON headrace.telemetry_file (device, stamp);
+CREATE INDEX telemetry_file_device ON headrace.telemetry_file (device, ingested_at DESC) WHERE ingested_at IS NOT NULL;
 CREATE INDEX telemetry_file_trouble ON headrace.telemetry_file (host, path) WHERE state IN ('damaged', 'failed');
 
 CREATE TABLE headrace.dead_letter (

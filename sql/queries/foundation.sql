@@ -181,22 +181,22 @@ SELECT room,
        count(*) FILTER (WHERE state = 'queued') AS queued,
        count(*) FILTER (WHERE state = 'running') AS running,
        count(*) FILTER (WHERE state IN ('failed', 'lost', 'timeout')) AS failing
-  FROM (SELECT DISTINCT ON (room, key) room, key, state
-          FROM headrace.run
-         WHERE coalesce(finished_at, now()) > now() - %(window)s::interval
-         ORDER BY room, key, id DESC) newest
+  FROM (SELECT room, state FROM headrace.run WHERE state IN ('queued', 'running')
+        UNION ALL
+        SELECT r.room, r.state
+          FROM headrace.run r
+         WHERE r.state IN ('failed', 'lost', 'timeout') AND r.finished_at > now() - %(window)s::interval
+           AND NOT EXISTS (SELECT FROM headrace.run n WHERE n.room = r.room AND n.key = r.key AND n.id > r.id)) live
  GROUP BY room
  ORDER BY room
 
 -- name: failing_runs
 -- The newest run of each key that did not end well, newest first.
-SELECT id, room, key, state, host, finished_at, error
-  FROM (SELECT DISTINCT ON (room, key) id, room, key, state, host, finished_at, error
-          FROM headrace.run
-         WHERE coalesce(finished_at, now()) > now() - %(window)s::interval
-         ORDER BY room, key, id DESC) newest
- WHERE state IN ('failed', 'lost', 'timeout')
- ORDER BY id DESC
+SELECT r.id, r.room, r.key, r.state, r.host, r.finished_at, r.error
+  FROM headrace.run r
+ WHERE r.state IN ('failed', 'lost', 'timeout') AND r.finished_at > now() - %(window)s::interval
+   AND NOT EXISTS (SELECT FROM headrace.run n WHERE n.room = r.room AND n.key = r.key AND n.id > r.id)
+ ORDER BY r.id DESC
  LIMIT %(limit)s
 
 -- name: delete_old_runs

@@ -297,11 +297,23 @@ SELECT host, count(*) AS files,
 
 -- name: device_lag
 -- Per device: its newest file and how long after its last change its records were in the database, in seconds.
-SELECT DISTINCT ON (device) device, host, path, state, records, ingested_at,
-       greatest(0, extract(epoch FROM ingested_at - to_timestamp(mtime_ns / 1e9)))::float8 AS lag_seconds
-  FROM headrace.telemetry_file
- WHERE ingested_at IS NOT NULL
- ORDER BY device, ingested_at DESC
+WITH RECURSIVE device AS (  -- one index probe per device, however many files there are
+    (SELECT f.device FROM headrace.telemetry_file f WHERE f.ingested_at IS NOT NULL ORDER BY f.device LIMIT 1)
+    UNION ALL
+    SELECT (SELECT f.device FROM headrace.telemetry_file f
+             WHERE f.ingested_at IS NOT NULL AND f.device > d.device ORDER BY f.device LIMIT 1)
+      FROM device d WHERE d.device IS NOT NULL
+)
+SELECT newest.*
+  FROM device d
+ CROSS JOIN LATERAL (
+    SELECT f.device, f.host, f.path, f.state, f.records, f.ingested_at,
+           greatest(0, extract(epoch FROM f.ingested_at - to_timestamp(f.mtime_ns / 1e9)))::float8 AS lag_seconds
+      FROM headrace.telemetry_file f
+     WHERE f.device = d.device AND f.ingested_at IS NOT NULL
+     ORDER BY f.ingested_at DESC
+     LIMIT 1) newest
+ ORDER BY newest.device
 
 -- name: lag_quantiles
 -- From a file's last change to its commit, in seconds, over the files read since a moment.
