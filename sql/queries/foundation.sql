@@ -84,7 +84,7 @@ UPDATE headrace.run
        backend_pid = %(backend_pid)s, backend_start = %(backend_start)s,
        started_at = now(), heartbeat = now()
  WHERE id = %(id)s AND state IN ('queued', 'lost')
-RETURNING id, '{}'::jsonb
+RETURNING id, counters
 
 -- name: start_run
 -- A run that nobody asked for by name starts.

@@ -23,7 +23,7 @@ from typing import BinaryIO
 
 from workers import database, paths, runs
 from workers.database import Connection
-from workers.errors import Cancelled, NothingToDo, PermanentFailure
+from workers.errors import Cancelled, NothingToDo, PermanentFailure, RetryLater
 from workers.messages import IngestFile, Message
 from workers.settings import Settings
 from workers.telemetry import store
@@ -57,7 +57,8 @@ def ingest_file(message: IngestFile, settings: Settings) -> list[Message]:
             raise NothingToDo(f"{message.path} is being read by another worker")
         try:
             with _opened(conn, message, raw_path) as (file, sight):
-                done = _Reader(conn, message, settings, file, sight).read()
+                reader = _Reader(conn, message, settings, file, sight)
+                done = reader.read()
         except OSError as error:
             conn.rollback()
             raise _unreadable(conn, message, f"cannot be read: {error.strerror}", UNREADABLE_RETRY) from error
@@ -66,7 +67,12 @@ def ingest_file(message: IngestFile, settings: Settings) -> list[Message]:
     again = message.model_copy(update={"run": None, "force": False})
     if not done:
         return [again]
-    return [again.model_copy(update={"wait_seconds": GROWTH_SECONDS})] if _grew(raw_path, sight) else []
+    if _grew(raw_path, sight):
+        return [again.model_copy(update={"wait_seconds": GROWTH_SECONDS})]
+    if reader.problems:
+        # The run row has it already; Celery's own pages should not call it a success.
+        raise PermanentFailure(reader.problems[0])
+    return []
 
 
 class _Reader:
@@ -80,6 +86,7 @@ class _Reader:
         self.dead = 0
         self.accepted = 0  # dead letters that a person has looked at already
         self.records = 0
+        self.problems: list[str] = []
 
     def read(self) -> bool:
         """Read on; whether the file's end was reached within the time slice."""
@@ -107,8 +114,13 @@ class _Reader:
                 self.fresh = False
             else:
                 self._compare_with_twins()
+            self.problems = run.problems
             try:
-                return self._batches(run, position)
+                done = self._batches(run, position)
+                if not done and self.message.run is not None:
+                    # A person waits for this run: it goes on as the same one.
+                    raise RetryLater(f"{self.path} goes on", after=timedelta(0))
+                return done
             except Cancelled:
                 self._mark_cancelled()
                 raise

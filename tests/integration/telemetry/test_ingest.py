@@ -300,6 +300,7 @@ def test_what_is_no_readable_file_is_said_and_costs_nothing(data: Path, work: Wo
         "is a FIFO",
         "is a folder",
         "not a telemetry file",
+        "byte 0: not gzip: no member starts here (bytes 0 to 5000 of the file)",
     ]
     assert state(sql, garbage) == ("damaged", 1)
     assert rows(sql) == 10
@@ -334,3 +335,22 @@ def test_odd_paths_come_back_exactly(data: Path, work: Work, sql: Ask) -> None:
     stored = sql("SELECT origin_path, path_bytes FROM file_origins")
     assert {bytes(odd) if odd is not None else text.encode() for text, odd in stored} == set(raw)
     assert {paths.to_bytes(text) for text, _odd in stored} == set(raw)
+
+
+def test_a_long_file_goes_on_in_slices_as_one_request(
+    data: Path, work: Work, sql: Ask, conf: Settings, dsn: str
+) -> None:
+    """A file that takes longer than a slice is read in several, and a person's request stays one run."""
+    from workers import database, runs
+
+    slices = conf.model_copy(
+        update={"telemetry": conf.telemetry.model_copy(update={"batch_bytes": 20_000, "slice_seconds": 1e-9})}
+    )
+    path = data / NAME
+    path.write_text(lines(2000))
+    with database.connection(conf.target(), purpose="tests") as conn:
+        asked = runs.request(conn, [message(path)], by="somebody")
+        conn.commit()
+    assert work(*asked, settings=slices) == []
+    assert sql("SELECT state, counters -> 'records' FROM headrace.run") == [("succeeded", 2000)]
+    assert rows(sql) == 2000
