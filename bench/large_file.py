@@ -52,7 +52,10 @@ def child(path: str, dsn: str, folder: str) -> None:
         migrations.migrate(conn, migrations.FOUNDATION)
     api.setup(conf)
     problems = execution.run_here([IngestFile(host="bench", path=path)], conf, timeout=timedelta(minutes=5))
-    print(peak_rss_bytes(), *problems)
+    with connection(conf.target(), purpose="bench") as conn, conn.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM telem")
+        row = cursor.fetchone()
+    print(peak_rss_bytes(), row[0] if row else 0, *problems)
 
 
 def main() -> None:
@@ -72,6 +75,7 @@ def main() -> None:
                 text=True,
                 check=True,
             )
+        assert int(found.stdout.split()[1]) == records, found.stdout
         table(
             f"one file of {size / 1e9:.1f} GB, {records:,} records",
             ("what", "measured", "asked"),

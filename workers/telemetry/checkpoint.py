@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -73,13 +74,15 @@ def judge(known: Checkpoint | None, sight: Sight, take_print: Callable[[Print, i
 
 
 def take_print(file: BinaryIO, shape: Print | None, end: int, size: int) -> Print | None:
-    """Hash the head and the bytes before `end`; with `shape`, exactly the stretches that it describes."""
+    """Hash the head and the bytes before `end`; with `shape`, exactly the stretches that it describes.
+
+    Leaves the file's position alone: a reader may be in the middle of it.
+    """
     head_bytes = shape.head_bytes if shape else min(PRINT_BYTES, size)
     tail_bytes = shape.tail_bytes if shape else min(PRINT_BYTES, end)
     if size < max(head_bytes, end):
         return None
-    file.seek(0)
-    head = hashlib.blake2b(file.read(head_bytes), digest_size=16).digest()
-    file.seek(end - tail_bytes)
-    tail = hashlib.blake2b(file.read(tail_bytes), digest_size=16).digest()
+    descriptor = file.fileno()
+    head = hashlib.blake2b(os.pread(descriptor, head_bytes, 0), digest_size=16).digest()
+    tail = hashlib.blake2b(os.pread(descriptor, tail_bytes, end - tail_bytes), digest_size=16).digest()
     return Print(head_bytes, head, tail_bytes, tail)

@@ -337,6 +337,20 @@ def test_odd_paths_come_back_exactly(data: Path, work: Work, sql: Ask) -> None:
     assert {paths.to_bytes(text) for text, _odd in stored} == set(raw)
 
 
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_file_of_many_batches_is_read_once_through(
+    data: Path, work: Work, sql: Ask, conf: Settings, ending: str
+) -> None:
+    """Each batch begins where the one before ended: every record once, every byte read once."""
+    small = conf.model_copy(update={"telemetry": conf.telemetry.model_copy(update={"batch_bytes": 10_000})})
+    path = data / (NAME + ending)
+    text = "".join(line(number, ts=f"2024-04-16T03:00:00.{number:09d}") for number in range(20_000)).encode()
+    path.write_bytes(gzip.compress(text[:999_999]) + gzip.compress(text[999_999:]) if ending else text)
+    assert work(message(path), settings=small) == []
+    assert rows(sql) == 20_000
+    assert sql("SELECT counters -> 'records', counters -> 'bytes_read' FROM headrace.run") == [(20_000, len(text))]
+
+
 def test_a_long_file_goes_on_in_slices_as_one_request(
     data: Path, work: Work, sql: Ask, conf: Settings, dsn: str
 ) -> None:
