@@ -75,6 +75,7 @@ def run_here(messages: Sequence[Message], settings: Settings, *, timeout: timede
         except RetryLater as reason:
             again = time.monotonic() + reason.after.total_seconds()
             if again - started > timeout.total_seconds():
+                _close(message, settings, "failed", str(reason))
                 problems.append(f"gave up after {timeout.total_seconds():.0f} s: {reason}")
             else:
                 log.warning("message.waits", key=message.key(), reason=str(reason))

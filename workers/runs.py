@@ -82,7 +82,8 @@ def running(
         _heart.add(control, run)
         state, error = "failed", None
         try:
-            yield run
+            with database.translated(work, conn):
+                yield run
             state = "failed" if run.problems else "succeeded"
             error = {"message": "; ".join(run.problems[:5])} if run.problems else None
         except Cancelled as reason:
