@@ -127,8 +127,14 @@ def request(conn: Connection, messages: list[Message], *, by: str) -> list[Messa
 
 
 def close_request(control: Target, run: int, state: str, reason: str) -> None:
-    """End a queued row whose message needed no work of its own (or could not start any)."""
-    _finish(control, run, state, {"message": reason}, {})
+    """End a row that is still queued, because its message needed no run of its own or could not start one.
+
+    A row that runs is left alone: it may be another worker's.
+    """
+    facts = {"id": run, "state": state, "error": orjson.dumps({"message": reason}).decode()}
+    with database.connection(control, purpose="runs") as conn:
+        SQL["close_queued_run"].run(conn, facts)
+        conn.commit()
     if (rows := recorded.get()) is not None:
         rows.append(run)
 
@@ -153,7 +159,7 @@ def _claim(message: Message, control: Target, work: Target, conn: Connection, ho
         if message.run is not None:
             row = SQL["claim_run"].row(log_conn, facts)
             if row is None:
-                raise NothingToDo(f"run {message.run} was cancelled or is already being worked on")
+                raise NothingToDo(f"run {message.run} is over or was cancelled")
         else:
             row = (SQL["continue_run"].row(log_conn, facts) if same_run else None) or SQL["start_run"].row(
                 log_conn, facts

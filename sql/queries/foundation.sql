@@ -78,12 +78,12 @@ SELECT id, task, message
  LIMIT %(limit)s
 
 -- name: claim_run
--- The queued row of this request starts; nothing is returned when it is no longer queued.
+-- The row of this request starts, again if its worker died; nothing is returned when it is over or cancelled.
 UPDATE headrace.run
    SET state = 'running', host = %(host)s, worker = %(worker)s, database = %(database)s,
        backend_pid = %(backend_pid)s, backend_start = %(backend_start)s,
        started_at = now(), heartbeat = now()
- WHERE id = %(id)s AND state IN ('queued', 'lost')
+ WHERE id = %(id)s AND state IN ('queued', 'running', 'lost') AND cancel_requested_at IS NULL
 RETURNING id, counters
 
 -- name: start_run
@@ -120,6 +120,13 @@ UPDATE headrace.run
    SET state = %(state)s, finished_at = now(), heartbeat = now(),
        error = %(error)s, counters = counters || %(counters)s
  WHERE id = %(id)s AND state IN ('queued', 'running')
+RETURNING id
+
+-- name: close_queued_run
+-- A request that needed no run of its own is over.
+UPDATE headrace.run
+   SET state = %(state)s, finished_at = now(), error = %(error)s
+ WHERE id = %(id)s AND state = 'queued'
 RETURNING id
 
 -- name: requeue_run
