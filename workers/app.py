@@ -222,7 +222,7 @@ def _select_queues(options: dict[str, Any], **_facts: Any) -> None:
 def _announce(sender: Any, **_facts: Any) -> None:
     conf = settings.current()
     names = sorted(app.amqp.queues.consume_from)
-    hosts.Presence(conf.target(), conf.host, names).start()
+    hosts.Presence(conf.target(), conf.host, str(sender.hostname), names).start()
     reload.on_hangup(_finish_and_start_again)
 
 

@@ -42,13 +42,14 @@ class Host:
         return self.silent_seconds < SILENT_SECONDS
 
 
-def announce(control: Target, name: str, queue_names: list[str]) -> None:
-    """Write that this host lives; its first announcement makes it known to every sender."""
-    facts = {"name": name, "queues": queue_names, "version": metadata.version("headrace")}
+def announce(control: Target, name: str, worker: str, queue_names: list[str]) -> None:
+    """Write that a worker of this host lives, and what it consumes; the first one makes the host known to senders."""
+    facts = {"name": name, "worker": worker, "queues": queue_names, "version": metadata.version("headrace")}
     # A short connection: the caller is often a thread of a process that forks.
     conn = database.connect(control, purpose="hosts", autocommit=True)
     try:
-        SQL["announce_host"].run(conn, facts)
+        for query in ("announce_host", "announce_worker", "forget_workers"):
+            SQL[query].run(conn, facts)
     finally:
         conn.close()
 
@@ -90,8 +91,8 @@ def _migrate(control: Target) -> None:
 class Presence:
     """A thread that announces a host until it is told to stop; a database that is down only makes it wait."""
 
-    def __init__(self, control: Target, name: str, queue_names: list[str]) -> None:
-        self._facts = (control, name, queue_names)
+    def __init__(self, control: Target, name: str, worker: str, queue_names: list[str]) -> None:
+        self._facts = (control, name, worker, queue_names)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._announce, name="presence", daemon=True)
 

@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as EnvironmentProblem
 
 from workers.errors import SettingsError
-from workers.targets import CONTROL, Connection, Target, read_secret, with_password
+from workers.targets import CONTROL, Connection, Target, with_password
 
 ROOMS = ("telemetry", "products", "dispatch", "postprocessing", "repack")
 SEARCH_PATH = (Path("headrace.yaml"), Path("/etc/headrace/headrace.yaml"))
@@ -199,11 +200,7 @@ class Settings(BaseSettings):
     def broker_url(self) -> str:
         """The broker's URL, password included: the configured one, else the embedded server's."""
         if self.broker.url:
-            password = read_secret(self.broker.password_file) if self.broker.password_file else None
-            if password is None:
-                return self.broker.url
-            scheme, rest = self.broker.url.split("://", 1)
-            return f"{scheme}://:{password}@{rest.rsplit('@', 1)[-1]}"
+            return with_password(self.broker.url, self.broker.password_file)
         return self.endpoint("broker_url") or DEFAULT_BROKER
 
     def endpoint(self, key: str) -> str | None:
@@ -243,7 +240,9 @@ def load(explicit: Path | None = None, overrides: Mapping[str, Any] | None = Non
     document = _merged(read_yaml(path) if path else {}, overrides or {})
     problems = list(_unknown_environment())
     try:
-        settings = Settings(**document)
+        settings = Settings(**{str(key): value for key, value in document.items()})
+    except EnvironmentProblem as error:
+        problems.append(f"the environment: {error}; lists and tables are JSON there, as in '[\"/data\"]'")
     except ValidationError as error:
         problems = [_sentence(path, item) for item in error.errors()] + problems
     if problems:
@@ -277,7 +276,7 @@ def _merged(document: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
 def read_yaml(path: Path) -> dict[str, Any]:
     """One YAML mapping, its problems told with line and column."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_OnceLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError([f"{path}: cannot be read: {error}"]) from error
     except yaml.YAMLError as error:
@@ -287,6 +286,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise SettingsError([f"{path}: expected `key: value` lines, found a {type(document).__name__}"])
     return document
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """PyYAML's safe loader that refuses a key that is there twice, where PyYAML lets the last one win."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _value in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (list, dict)):
+                continue  # the safe loader says so itself
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is there twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
 def _endpoints(data_dir: Path) -> dict[str, Any]:

@@ -94,8 +94,10 @@ def with_password(dsn: str, password_file: Path | None) -> str:
 
 def redacted(dsn: str) -> str:
     """The same string with every password replaced by dots: fit for logs, pages and messages."""
-    hidden = re.sub(r"(?<=://)([^:/@?]*):[^@/]*@", r"\1:•••@", dsn)
-    return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", r"\1•••", hidden)
+    hidden = re.sub(r"(?<=://)([^\s:/@?]*):\S*@", r"\1:•••@", dsn)
+    if "://" in hidden:
+        return re.sub(r"([?&]password=)[^&\s]*", r"\1•••", hidden)
+    return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'?|(?:\\.|[^\s\\])+)", r"\1•••", hidden)
 
 
 def _quoted(value: str) -> str:

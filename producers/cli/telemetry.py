@@ -287,7 +287,7 @@ def watch(state: State) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     reload.on_hangup()
-    hosts.Presence(conf.target(), conf.host, []).start()
+    hosts.Presence(conf.target(), conf.host, f"watch@{conf.host}", []).start()
     watch_forever(conf, lambda messages: send(messages, slot=api.new_slot()), stop)
     return DONE
 

@@ -2,13 +2,21 @@
 
 CREATE TABLE headrace.host (
     name text PRIMARY KEY,
-    queues text[] NOT NULL,
     version text NOT NULL,
     first_seen timestamptz NOT NULL DEFAULT now(),
     last_seen timestamptz NOT NULL DEFAULT now(),
     draining boolean NOT NULL DEFAULT false
 );
 COMMENT ON TABLE headrace.host IS 'Instrument hosts whose workers or watchers have ever announced themselves.';
+
+CREATE TABLE headrace.worker (
+    host text NOT NULL REFERENCES headrace.host ON DELETE CASCADE,
+    name text NOT NULL,
+    queues text[] NOT NULL,
+    last_seen timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (host, name)
+);
+COMMENT ON TABLE headrace.worker IS 'What each worker of a host consumes; a watcher consumes nothing.';
 
 CREATE TABLE headrace.pause (
     room text NOT NULL,

@@ -1,22 +1,35 @@
 -- name: announce_host
 -- A worker or watcher says that it lives; the host's row is made on the first call.
-INSERT INTO headrace.host AS h (name, queues, version)
-VALUES (%(name)s, %(queues)s, %(version)s)
-ON CONFLICT (name) DO UPDATE
-   SET last_seen = now(),
-       version = excluded.version,
-       queues = CASE WHEN cardinality(excluded.queues) > 0 THEN excluded.queues ELSE h.queues END
+INSERT INTO headrace.host (name, version)
+VALUES (%(name)s, %(version)s)
+ON CONFLICT (name) DO UPDATE SET last_seen = now(), version = excluded.version
+
+-- name: announce_worker
+-- What this worker consumes.
+INSERT INTO headrace.worker (host, name, queues)
+VALUES (%(name)s, %(worker)s, %(queues)s)
+ON CONFLICT (host, name) DO UPDATE SET last_seen = now(), queues = excluded.queues
+
+-- name: forget_workers
+-- Workers of this host that were not heard of for a day.
+DELETE FROM headrace.worker WHERE host = %(name)s AND last_seen < now() - interval '1 day'
 
 -- name: hosts
--- Every host with its age in seconds, its queues and what it is running.
+-- Every host with its age in seconds, what its workers of the last minute (else its last ones) consume, and what it runs.
 SELECT h.name,
-       h.queues,
+       coalesce(q.fresh, q.stale, '{}') AS queues,
        h.version,
        h.last_seen,
        extract(epoch FROM now() - h.last_seen)::float8 AS silent_seconds,
        h.draining,
        (SELECT count(*) FROM headrace.run r WHERE r.host = h.name AND r.state = 'running') AS running
   FROM headrace.host h
+ CROSS JOIN LATERAL (
+    SELECT array_agg(DISTINCT one.queue ORDER BY one.queue)
+               FILTER (WHERE w.last_seen > now() - interval '1 minute') AS fresh,
+           array_agg(DISTINCT one.queue ORDER BY one.queue) AS stale
+      FROM headrace.worker w, unnest(w.queues) AS one (queue)
+     WHERE w.host = h.name) q
  ORDER BY h.name
 
 -- name: host_names

@@ -44,6 +44,10 @@ UPDATE headrace.telemetry_file
    SET state = CASE WHEN ingested_at IS NULL THEN 'failed' ELSE 'done' END, error = 'the file is gone', sent_at = NULL
  WHERE host = %(host)s AND path = %(path)s AND state = 'pending'
 
+-- name: forget_folder_of
+-- The folder of a file that is gone is looked at again, whatever it looked like: the file may come back as it was.
+DELETE FROM headrace.inventory_folder WHERE host = %(host)s AND folder = regexp_replace(%(path)s, '/[^/]*$', '')
+
 -- name: same_inode
 -- Checkpoints of a file that may have carried another name before.
 SELECT path, head_bytes, head_hash, tail_bytes, tail_hash, raw_offset, size_bytes
@@ -61,6 +65,14 @@ UPDATE headrace.telemetry_file
 -- name: clear_new_name
 -- The bare row that the inventory made for the new name gives way.
 DELETE FROM headrace.telemetry_file WHERE host = %(host)s AND path = %(path)s AND records = 0
+
+-- name: clear_letters
+-- Letters of a former file of the new name.
+DELETE FROM headrace.dead_letter WHERE host = %(host)s AND path = %(path)s
+
+-- name: move_letters
+-- The dead letters follow their file.
+UPDATE headrace.dead_letter SET path = %(path)s WHERE host = %(host)s AND path = %(old_path)s
 
 -- name: move_origin
 -- The inventory follows a renamed file; the row that a scan made for the new name gives way.
@@ -151,6 +163,7 @@ SELECT o.origin_path, t.ingested_at
 -- name: exhume_from
 -- What is read again from a byte on starts without dead letters.
 DELETE FROM headrace.dead_letter WHERE host = %(host)s AND path = %(path)s AND start_byte >= %(before)s
+   AND end_byte > %(before)s
 
 -- name: count_letters
 -- How many dead letters a file has.

@@ -115,7 +115,7 @@ def test_every_variable_is_a_setting(name: str, monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setenv(variable, str(value).replace(SECRETS, f"{tmp_path}/"))
     conf = settings.load()
     assert "the%20postgres_password@postgres:5432" in conf.target().dsn
-    assert conf.broker_url() == "redis://:the valkey_password@valkey:6379/0"
+    assert conf.broker_url() == "redis://:the%20valkey_password@valkey:6379/0"
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))

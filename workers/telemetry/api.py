@@ -32,7 +32,7 @@ def setup(settings: Settings, *, dry_run: bool = False, target: Target | None = 
         texts = store.statements(conn, steps)
         if not dry_run:
             migrations.migrate(conn, "telemetry")
-            store.run_steps(conn, steps)
+            store.run_steps(conn)
             conn.commit()
     return texts
 

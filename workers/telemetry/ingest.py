@@ -94,6 +94,8 @@ class _Reader:
         if known is None or known.prints is None:
             known = self._under_another_name() or known
         verdict = judge(known, self.sight, lambda shape, end: take_print(self.file, shape, end, self.sight.size))
+        if verdict == "unchanged" and known is not None and known.state == "cancelled" and self.message.run is not None:
+            verdict = "grown"  # a person asks again for what a person had cancelled
         if verdict == "unchanged" and not self.message.force:
             raise NothingToDo(f"{self.path} is unchanged since it was read")
         if self.message.force and known is not None:
@@ -113,6 +115,7 @@ class _Reader:
                 store.record_event(self.conn, self.host, self.path, "rewritten", {"size": self.sight.size})
                 self.fresh = False
             else:
+                store.exhume(self.conn, self.host, self.path)
                 self._compare_with_twins()
             self.problems = run.problems
             try:
@@ -121,15 +124,16 @@ class _Reader:
                     # A person waits for this run: it goes on as the same one.
                     raise RetryLater(f"{self.path} goes on", after=timedelta(0))
                 return done
-            except Cancelled:
+            except (Cancelled, store.StatementCancelled) as reason:
                 self._mark_cancelled()
-                raise
+                raise Cancelled(f"cancelled: {database.first_line(reason)}") from reason
 
     def _batches(self, run: runs.Run, position: Position) -> bool:
         telemetry = self.settings.telemetry
         limits = Limits(telemetry.batch_bytes, telemetry.max_record_bytes)
         try:
-            schemas = load_schemas(telemetry.event_schemas)
+            binary = self.path.endswith((".bintel", ".binlog"))
+            schemas = load_schemas(telemetry.event_schemas) if binary else {}
         except (OSError, ValueError) as error:
             raise PermanentFailure(f"telemetry.event_schemas: {error}") from error
         until = time.monotonic() + telemetry.slice_seconds
@@ -223,6 +227,10 @@ class _Reader:
             error=run.problems[0] if run.problems else None,
         )
         store.save_checkpoint(self.conn, self.host, self.path, point)
+        if at_end and _grew(paths.to_bytes(self.path), self.sight):
+            # The row is locked now: an inventory that saw the file grow had its mark overwritten, one that
+            # comes later makes its own. So the mark stays, whatever becomes of the follow-up message.
+            store.save_checkpoint(self.conn, self.host, self.path, replace(point, state="pending"))
         if at_end:
             raw_path = paths.to_bytes(self.path)
             escaped = raw_path if raw_path != self.path.encode() else None

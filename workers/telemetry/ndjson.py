@@ -14,6 +14,7 @@ import orjson
 
 from workers.telemetry.records import (
     DELIMITER,
+    QUOTE,
     Parsed,
     copy_field,
     copy_line,
@@ -23,17 +24,18 @@ from workers.telemetry.records import (
 )
 
 _REGULAR = re.compile(
-    rb'^\{"ts": ?"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d\.\d{6})(\d{3})", ?"prio": ?"([^"\\\x00-\x1f]{0,16})"'
+    rb'^\{"ts": ?"(\d{4}-\d\d-\d\d)T((?:[01]\d|2[0-3]):\d\d:\d\d\.\d{6})(\d{3})", ?"prio": ?"([^"\\\x00-\x1f]{0,16})"'
     rb', ?"ec": ?"([^"\\\x00-\x1f]*)", ?"msg": ?(\{.*\})\}\r?$',
     re.MULTILINE,
 )
 _UNREAL_WORDS = (b"nan", b"NaN", b"inf", b"Inf")
-_UNREAL = re.compile(rb"[:\[,] ?-?(?:nan|NaN|inf|Inf)")
+_UNREAL = re.compile(rb"[:\[,][ \t]*-?(?:nan|NaN|inf|Inf)")
 _STRING_OR_UNREAL = re.compile(rb'"(?:[^"\\]|\\.)*"|-?(?:nan|NaN|infinity|Infinity|inf|Inf)\b')
-_MESSAGE_KEY = re.compile(r'"msg"\s*:\s*')
 _NUL_ESCAPE = b"\\u0000"
 _BOM = b"\xef\xbb\xbf"
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(
+    parse_int=float
+)  # an integer of 5000 digits is one for PostgreSQL; here only its end counts
 
 
 def parse_quickly(chunk: bytes, device: bytes) -> tuple[bytes, int, int] | None:
@@ -41,7 +43,7 @@ def parse_quickly(chunk: bytes, device: bytes) -> tuple[bytes, int, int] | None:
 
     `device` is ready for COPY. The JSON of the messages is not checked here.
     """
-    if _NUL_ESCAPE in chunk:
+    if _NUL_ESCAPE in chunk or QUOTE in chunk:
         return None
     nulled = 0
     if any(word in chunk for word in _UNREAL_WORDS) and _UNREAL.search(chunk):
@@ -73,7 +75,7 @@ def parse_carefully(chunk: bytes, base: int, device: bytes) -> Parsed:
         start, position = base + position, end
         stripped = line.strip(b" \t\r\n")
         if start == 0 and stripped.startswith(_BOM):
-            stripped = stripped[len(_BOM) :]
+            stripped = stripped[len(_BOM) :].strip(b" \t\r\n")
         if not stripped:
             continue
         try:
@@ -97,7 +99,7 @@ def parse_carefully(chunk: bytes, base: int, device: bytes) -> Parsed:
 
 def judge_tail(tail: bytes) -> str:
     """What bytes without a line end at the end of a file are: `record`, `open` (may still grow into one), `bad`."""
-    stripped = tail.strip(b" \t\r\n").removeprefix(_BOM)
+    stripped = tail.strip(b" \t\r\n").removeprefix(_BOM).strip(b" \t\r\n")
     if not stripped:
         return "open"
     try:
@@ -130,7 +132,12 @@ def _line_to_copy(line: bytes, device: bytes) -> tuple[bytes, int]:
         raise _NoTextError(f"not UTF-8: {error.reason}") from error
     if re.search(r"[\x00-\x08\x0b-\x1f]", text):
         raise _NoTextError("control characters: not a line of text")
-    record = _loads(line, text)
+    try:
+        record = _loads(line, text)
+        message_text = _message_text(text) if isinstance(record, dict) else ""
+        nul = _NUL_ESCAPE in line and holds_nul(record)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
     for name in ("ts", "msg"):
@@ -139,12 +146,12 @@ def _line_to_copy(line: bytes, device: bytes) -> tuple[bytes, int]:
     if not isinstance(record["ts"], str):
         raise ValueError("'ts' is not a string")
     stamp, nanoseconds = split_timestamp(record["ts"])
-    if _NUL_ESCAPE in line and holds_nul(record):
+    if nul:
         raise ValueError("a string holds U+0000, which jsonb cannot store")
     named = record.get("device")
     owner = copy_field(named.encode()) if isinstance(named, str) and named else device
     prio, event = (copy_field(_word(record, name)) for name in ("prio", "ec"))
-    message = copy_field(_message_bytes(text, record["msg"]))
+    message = copy_field(message_text.encode())
     return copy_line(owner, stamp.encode(), b"%d" % nanoseconds, prio, event, message), nulled
 
 
@@ -153,8 +160,8 @@ def _loads(line: bytes, text: str) -> Any:
         return orjson.loads(line)
     except orjson.JSONDecodeError as error:
         try:
-            return json.loads(text)  # integers beyond 64 bits
-        except (ValueError, RecursionError):
+            return json.loads(text, parse_int=float)  # numbers beyond 64 bits
+        except ValueError:
             raise ValueError(f"not JSON: {error}") from error
 
 
@@ -167,16 +174,24 @@ def _word(record: dict[str, Any], name: str) -> bytes:
     return value.encode()
 
 
-def _message_bytes(text: str, message: Any) -> bytes:
-    """The message exactly as it stands in the line; only if it cannot be found there, written anew."""
-    for match in _MESSAGE_KEY.finditer(text):
-        try:
-            found, end = _DECODER.raw_decode(text, match.end())
-        except (ValueError, RecursionError):
-            continue
-        if found == message:
-            return text[match.end() : end].encode()
-    return json.dumps(message, ensure_ascii=False).encode()
+def _message_text(text: str) -> str:
+    """The value of the object's own last `msg` key, exactly as it stands in the line; empty if there is none."""
+    found = ""
+    position = _past_blanks(text, 1)
+    while text[position : position + 1] == '"':
+        key, position = _DECODER.raw_decode(text, position)
+        start = _past_blanks(text, _past_blanks(text, position) + 1)
+        _value, end = _DECODER.raw_decode(text, start)
+        if key == "msg":
+            found = text[start:end]
+        position = _past_blanks(text, _past_blanks(text, end) + 1)
+    return found
+
+
+def _past_blanks(text: str, position: int) -> int:
+    while text[position : position + 1] in (" ", "\t"):
+        position += 1
+    return position
 
 
 def _without_unreal(line: bytes) -> tuple[bytes, int]:

@@ -13,6 +13,7 @@ import orjson
 from workers.telemetry import bintel, ndjson
 from workers.telemetry.event_schemas import Schema
 from workers.telemetry.records import (
+    EMPTY_FIELD,
     DeadLetter,
     Parsed,
     copy_field,
@@ -51,19 +52,22 @@ def batches(
     file: BinaryIO, name: str, device: str, position: Position, limits: Limits, schemas: Mapping[int, Schema]
 ) -> Iterator[Batch]:
     """The records of a file from a position to its present end; at least one batch, the last one says `open`."""
-    owner = copy_field(device.encode())
+    owner = copy_field(device.encode()) or EMPTY_FIELD
     if name.endswith((".bintel", ".binlog")):
         return _bintel_batches(file, owner, position, limits, schemas)
     pieces = gzip_pieces if name.endswith(".gz") else plain_pieces
-    return _Lines(pieces(file, position), owner, position, limits).batches()
+    return _Lines(pieces(file, position), owner, position, limits, plain=pieces is plain_pieces).batches()
 
 
 class _Lines:
     """Cuts content into whole lines, and knows for each cut the position in the file."""
 
-    def __init__(self, pieces: Iterator[Piece], device: bytes, position: Position, limits: Limits) -> None:
+    def __init__(
+        self, pieces: Iterator[Piece], device: bytes, position: Position, limits: Limits, *, plain: bool
+    ) -> None:
         self.pieces = pieces
         self.device = device
+        self.plain = plain
         self.limits = limits
         self.held: list[bytes] = []
         self.held_bytes = 0
@@ -173,6 +177,8 @@ class _Lines:
         )
 
     def _position(self) -> Position:
+        if self.plain:
+            return Position(raw=self.start, stream=self.start)
         while len(self.members) > 1 and self.members[1][0] <= self.start:
             self.members.pop(0)
         stream, raw = self.members[0]
@@ -198,7 +204,8 @@ def _bintel_batches(
         parsed = _bintel_to_copy(scan, pending, offset, device)
         offset += scan.consumed
         pending = pending[scan.consumed :]
-        yield Batch(careful=partial(_same, parsed), after=Position(raw=offset, stream=offset), open=bool(pending))
+        if scan.consumed or not block:
+            yield Batch(careful=partial(_same, parsed), after=Position(raw=offset, stream=offset), open=bool(pending))
         if not block:
             return
 

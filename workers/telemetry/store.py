@@ -26,6 +26,7 @@ SETUP = queries("telemetry_setup")
 
 RefusedRows = psycopg2.DataError
 DuplicateRow = psycopg2.errors.UniqueViolation
+StatementCancelled = psycopg2.errors.QueryCanceled
 
 _ready: set[str] = set()
 
@@ -45,7 +46,7 @@ def ensure_schema(conn: Connection, dsn: str) -> None:
             "`headrace telemetry setup`, which widens them and keeps every row"
         )
     if not facts.is_complete:
-        run_steps(conn, list(plan(facts)))
+        run_steps(conn)
     conn.commit()
     _ready.add(dsn)
 
@@ -64,12 +65,12 @@ def statements(conn: Connection, steps: Iterable[Step]) -> list[str]:
     return texts
 
 
-def run_steps(conn: Connection, steps: Iterable[Step]) -> None:
-    """Run the steps in the transaction at hand. The lock timeout is the first of them."""
+def run_steps(conn: Connection) -> None:
+    """Run the missing steps in the transaction at hand. The lock timeout is the first of them."""
     with conn.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext('headrace telemetry setup'))")
         cursor.execute("SET LOCAL lock_timeout = '10s'")
-        for step in steps:
+        for step in plan(read_facts(conn)):  # read behind the lock: somebody else may have just done it
             cursor.execute(_composed(step).statement())
 
 
@@ -91,10 +92,15 @@ def lock_file(conn: Connection, host: str, path: str) -> bool:
 
 def unlock_file(conn: Connection, host: str, path: str) -> None:
     """Let the next reader in."""
-    if not conn.closed:
+    if conn.closed:
+        return
+    try:
         conn.rollback()
         SQL["unlock_file"].value(conn, {"key": _lock_key(host, path)})
         conn.commit()
+    except BaseException:
+        conn.close()  # else the lock would stay with an idle connection of the pool
+        raise
 
 
 def _lock_key(host: str, path: str) -> int:
@@ -184,6 +190,7 @@ def fail_file(
 def forget_pending(conn: Connection, host: str, path: str) -> None:
     """The file vanished before it could be read."""
     SQL["forget_pending"].run(conn, {"host": host, "path": path})
+    SQL["forget_folder_of"].run(conn, {"host": host, "path": path})
     conn.commit()
 
 
@@ -196,7 +203,7 @@ def same_inode(conn: Connection, host: str, path: str, sight: Sight) -> list[tup
 def move(conn: Connection, host: str, old_path: str, path: str) -> None:
     """A renamed file keeps its checkpoint, its place in the inventory and its ingest time."""
     names = {"host": host, "path": path, "old_path": old_path}
-    for query in ("clear_new_name", "move_checkpoint", "move_origin", "rename_origin"):
+    for query in ("clear_new_name", "move_checkpoint", "clear_letters", "move_letters", "move_origin", "rename_origin"):
         SQL[query].run(conn, names)
     record_event(conn, host, path, "moved", {"from": old_path})
     conn.commit()

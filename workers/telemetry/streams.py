@@ -113,7 +113,7 @@ class _Blocks:
         self.file.seek(start)
         raw = self.file.read(BLOCK_BYTES)
         self.file.seek(self.offset + len(self.ahead))
-        if self.offset == start:
+        if self.offset == start and self.fill(1):
             self.take(1)
         while self.fill(len(_MAGIC)):
             found = self.ahead.find(_MAGIC)

@@ -172,7 +172,7 @@ def seed(site: Site) -> None:
         migrations.migrate(conn, migrations.FOUNDATION)
     telemetry.setup(Settings(control={"dsn": site.postgres.dsn()}))
     for name in HOSTS:
-        hosts.announce(site.control, name, [f"telemetry.{name}", f"products.{name}", "ticks"])
+        hosts.announce(site.control, name, f"w@{name}", [f"telemetry.{name}", f"products.{name}", "ticks"])
     run_sql(
         site.postgres.dsn(),
         "UPDATE headrace.host SET last_seen = now() - interval '5 minutes' WHERE name = 'beta'",
@@ -275,7 +275,7 @@ def test_the_login_is_generated_privately_and_told(site: Site, client: Client) -
 
 def test_every_queue_is_shown(site: Site, client: Client, worker: str) -> None:
     """All queues of all hosts are on the Broker page, though only one host has a worker, and one joined later."""
-    hosts.announce(site.control, LATE, [f"telemetry.{LATE}"])
+    hosts.announce(site.control, LATE, f"w@{LATE}", [f"telemetry.{LATE}"])
     names = {"ticks", "dispatch", "postprocessing", "repack"}
     names |= {f"{room}.{host}" for room in ("telemetry", "products") for host in (*HOSTS, LATE)}
 
