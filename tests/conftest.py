@@ -306,6 +306,29 @@ class Site:
         logs = "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in sorted(self.folder.glob("*.log")))
         raise AssertionError(f"not within {seconds} s: {what}\n{logs}")
 
+    def until_logged(self, process: subprocess.Popen[bytes], text: str, times: int = 1) -> None:
+        """Wait until a process has written a text to its log so often."""
+        self.until(lambda: self.log(process).count(text) >= times, f"{text!r} is logged")
+
+    def rows(self, device: str) -> int:
+        """How many rows of telemetry a device has."""
+        return int(self.ask("SELECT count(*) FROM public.telem WHERE device = %s", device)[0][0])
+
+    def until_rows(self, device: str, count: int = 100, seconds: float = 10) -> None:
+        """Wait until a device has exactly so many rows."""
+        self.until(lambda: self.rows(device) == count, f"{device} has {count} rows", seconds)
+
+    def newest_run(self, path: Path, host: str = "here") -> tuple[int, str]:
+        """Id and state of a file's newest run; (0, "none") if it has none."""
+        statement = "SELECT id, state FROM headrace.run WHERE key = %s ORDER BY id DESC LIMIT 1"
+        found = self.ask(statement, f"{host}:{path}")
+        return (found[0][0], found[0][1]) if found else (0, "none")
+
+    def until_run(self, path: Path, state: str) -> int:
+        """Wait until the newest run of a file is in a state; its id."""
+        self.until(lambda: self.newest_run(path)[1] == state, f"{path.name} is {state}")
+        return self.newest_run(path)[0]
+
     def stop(self) -> None:
         """End every process of the site."""
         for process in self.processes:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -36,43 +37,8 @@ def write(folder: Path, device: str, count: int = 100) -> Path:
     return path
 
 
-def rows(site: Site, device: str) -> int:
-    """How many rows a device has."""
-    return int(site.ask("SELECT count(*) FROM telem WHERE device = %s", device)[0][0])
-
-
-def until_rows(site: Site, device: str, count: int = 100, seconds: float = 10) -> None:
-    """Wait until a device has exactly so many rows."""
-    site.until(lambda: rows(site, device) == count, f"{device} has {count} rows", seconds)
-
-
-def until_logged(site: Site, process: Process, text: str, times: int = 1) -> None:
-    """Wait until a process has written a text to its log."""
-    site.until(lambda: site.log(process).count(text) >= times, f"{text!r} is logged")
-
-
-def newest_run(site: Site, path: Path) -> tuple[int, str, dict[str, Any]]:
-    """Id, state and counters of a file's newest run."""
-    key = f"here:{path}"
-    found = site.ask("SELECT id, state, counters FROM headrace.run WHERE key = %s ORDER BY id DESC LIMIT 1", key)
-    return found[0] if found else (0, "none", {})  # type: ignore[return-value]
-
-
-def until_run(site: Site, path: Path, *states: str) -> int:
-    """Wait until the newest run of a file is in one of the states; its id."""
-    site.until(lambda: newest_run(site, path)[1] in states, f"{path.name} is {' or '.join(states)}")
-    return newest_run(site, path)[0]
-
-
-def end(process: Process) -> None:
-    """Stop one process and wait for it."""
-    process.terminate()
-    process.wait(20)
-
-
-@pytest.fixture(scope="module")
-def site(module_site: Site) -> Site:
-    """The module's deployment, under a name."""
+@pytest.fixture(scope="module", name="site")
+def _site(module_site: Site) -> Site:
     return module_site
 
 
@@ -84,6 +50,8 @@ def worker(site: Site) -> Process:
         HEADRACE_TELEMETRY__BATCH_BYTES="10000",
         HEADRACE_TELEMETRY__SWEEP_SECONDS="1",
         HEADRACE_TELEMETRY__REQUEUE_SECONDS="2",
+        HEADRACE_LOGS__FILE=str(site.folder / "logs" / "worker.json"),
+        HEADRACE_LOGS__MAX_BYTES="100000",
     )
 
 
@@ -92,7 +60,7 @@ def watcher(site: Site, worker: Process) -> Process:
     """The watcher of the folder `watched`; no beat runs unless a test starts it."""
     (site.data / "watched").mkdir()
     process = site.start("headrace", "telemetry", "watch", HEADRACE_TELEMETRY__DATA_DIRS=f'["{site.data}/watched"]')
-    until_logged(site, process, "watch.started")
+    site.until_logged(process, "watch.started")
     return process
 
 
@@ -101,73 +69,70 @@ def beat(site: Site, worker: Process) -> Iterator[Process]:
     """A beat whose ticks come every second."""
     process = site.start("beat", app="rehearsal")
     yield process
-    end(process)
+    process.terminate()
+    process.wait(20)
 
 
 def test_the_watcher_has_a_written_file_in_the_database_within_seconds(site: Site, watcher: Process) -> None:
     """A file written below a watched folder is in the database within five seconds, with no beat."""
     write(site.data / "watched", "seen")
-    until_rows(site, "seen", seconds=5)
+    site.until_rows("seen", seconds=5)
 
 
 def test_the_sweep_finds_a_file_that_no_watcher_saw(site: Site, beat: Process) -> None:
     """A file in a folder that nobody watches gets into the database through beat's sweep."""
     write(site.data / "swept", "swept")
-    until_rows(site, "swept")
+    site.until_rows("swept")
 
 
 def test_folders_made_after_the_start_are_watched(site: Site, watcher: Process) -> None:
     """Files of a new tree of folders are read, those written with it and those written later."""
     folder = site.data / "watched" / "2024" / "04" / "16"
     write(folder, "nested")
-    until_rows(site, "nested", seconds=5)
+    site.until_rows("nested", seconds=5)
     write(folder, "nestedlater")
-    until_rows(site, "nestedlater", seconds=5)
+    site.until_rows("nestedlater", seconds=5)
 
 
 def test_a_live_file_is_in_the_database_while_it_grows(site: Site, watcher: Process) -> None:
-    """200 records a second are visible within three seconds, as one run, and the file is read twice a second at most."""
+    """200 records a second are visible within three seconds, as one run, and reading them stays a small effort."""
     path = write(site.data / "watched", "live", count=0)
-    written: list[tuple[float, int]] = [(time.monotonic(), 0)]
-    read = reads(site, path)
-    with path.open("a") as file:
-        for number in range(8 * 20):
-            file.write(lines(10, start=number * 10))
-            file.flush()
-            written.append((time.monotonic(), (number + 1) * 10))
-            late = [count for at, count in written if at < time.monotonic() - 3]
-            if number % 10 == 0 and late:
-                assert rows(site, "live") >= late[-1]
-            time.sleep(max(0.0, written[0][0] + number / 20 - time.monotonic()))
-    until_rows(site, "live", 1600, seconds=3)
+    before, began, reported = reads(site), time.monotonic(), 0
+    with path.open("a", buffering=1) as file:
+        for number in range(8 * 200):
+            file.write(lines(1, start=number))
+            time.sleep(max(0.0, began + number / 200 - time.monotonic()))
+            if number % 100 == 99:
+                reported = site.rows("live")
+                assert reported >= number - 3 * 200
+    site.until_rows("live", 1600, seconds=3)
     assert site.ask("SELECT count(*) FROM headrace.run WHERE key = %s", f"here:{path}") == [(1,)]
-    assert reads(site, path) - read <= 25
+    assert reads(site) - before <= 3 * 8 and reported > 0
 
 
-def reads(site: Site, path: Path) -> int:
-    """How often the ingest task was started by the module's worker."""
-    answer = json.loads(site.celery("inspect", "stats", "--json", "-d", "w0@here").stdout)
+def reads(site: Site) -> int:
+    """How often the module's worker was asked to read a file."""
+    answer = json.loads(site.celery("inspect", "stats", "--json", "-t", "0.5", "-d", "w0@here").stdout)
     return int(answer["w0@here"]["total"].get("telemetry.ingest", 0))
 
 
 def test_the_command_line_and_scripts_put_work_on_the_queue(site: Site, worker: Process) -> None:
     """`telemetry ingest --wait` returns when the rows are there; `from producers import enqueue` is as good."""
     asked = site.run("telemetry", "ingest", str(write(site.data / "asked", "asked")), "--wait", "--json")
-    assert (asked.returncode, rows(site, "asked")) == (0, 100)
-    assert json.loads(asked.stdout)["succeeded"] == 1
+    assert (asked.returncode, site.rows("asked"), json.loads(asked.stdout)["succeeded"]) == (0, 100, 1)
     path = write(site.data / "asked", "scripted")
     script = site.script(f"from producers import enqueue; print(enqueue('telemetry.ingest', path={str(path)!r}))")
     assert (script.returncode, len(script.stdout.strip())) == (0, 36), script.stderr
-    until_rows(site, "scripted")
+    site.until_rows("scripted")
 
 
 def test_waiting_lasts_until_the_whole_file_is_read(site: Site) -> None:
-    """A file that takes several time slices is complete when `ingest --wait` returns."""
-    slow = site.worker("slices", HEADRACE_TELEMETRY__SLICE_SECONDS="0.05", HEADRACE_TELEMETRY__BATCH_BYTES="10000")
-    path = write(site.data / "asked", "sliced", count=10_000)
-    asked = site.run("telemetry", "ingest", str(path), "--wait", host="slices")
-    assert (asked.returncode, rows(site, "sliced")) == (0, 10_000)
-    end(slow)
+    """A file that takes several time slices is complete when `ingest --wait` returns, and so is its report."""
+    site.worker("slices", HEADRACE_TELEMETRY__SLICE_SECONDS="0.05", HEADRACE_TELEMETRY__BATCH_BYTES="10000")
+    path = write(site.data / "asked", "sliced", count=20_000)
+    asked = site.run("telemetry", "ingest", str(path), "--wait", "--json", host="slices")
+    assert (asked.returncode, site.rows("sliced")) == (0, 20_000)
+    assert [run["counters"]["records"] for run in json.loads(asked.stdout)["runs"]] == [20_000]
 
 
 def test_a_host_is_known_as_soon_as_it_has_joined(site: Site, worker: Process) -> None:
@@ -176,52 +141,161 @@ def test_a_host_is_known_as_soon_as_it_has_joined(site: Site, worker: Process) -
     refused = site.run("telemetry", "ingest", str(path), host="newcomer")
     assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
     assert "no worker of host 'newcomer' has ever announced itself" in refused.stderr
-    code = (
-        "from producers import enqueue\nfrom workers.errors import PermanentFailure\n"
-        f"ask = lambda: enqueue('telemetry.ingest', path={str(path)!r})\n"
-        "try:\n    ask()\nexcept PermanentFailure:\n    print('refused', flush=True)\ninput()\nask()\nprint('sent')"
-    )
-    sender = subprocess.Popen(
-        [sys.executable, "-c", code], env=site.environment("newcomer"), cwd=site.folder, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    assert sender.stdout is not None and sender.stdout.readline() == "refused\n"
-    newcomer = site.worker("newcomer")
-    assert sender.communicate("\n", timeout=20)[0] == "sent\n"
-    until_rows(site, "joined")
-    end(newcomer)
+    code = f"""
+from producers import enqueue
+while input():
+    try: print(enqueue("telemetry.ingest", path={str(path)!r}), flush=True)
+    except Exception as error: print(type(error).__name__, flush=True)
+"""
+    pipe, environment = subprocess.PIPE, site.environment("newcomer")
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, stdin=pipe, stdout=pipe) as sender:
+        assert sender.stdin is not None and sender.stdout is not None
+        sender.stdin.write("ask\n")
+        sender.stdin.flush()
+        assert sender.stdout.readline() == "PermanentFailure\n"
+        site.worker("newcomer")
+        sender.communicate("ask\n\n", timeout=20)
+    site.until_rows("joined")
 
 
 def test_an_unknown_queue_is_refused(site: Site) -> None:
     """A message for a queue that nobody has is an error for its sender, not a message that waits for ever."""
-    sent = site.script("from workers.app import app\napp.send_task('ticks.reap', queue='typo')")
+    sent = site.script("from workers.app import app; app.send_task('ticks.reap', queue='typo')")
     assert sent.returncode == 1 and "QueueNotFound" in sent.stderr
-
-
-def test_every_node_answers_under_its_own_name(site: Site, worker: Process) -> None:
-    """`inspect ping` is answered by the worker and by both beats of one host; no name comes twice."""
-    beats = [site.start("beat"), site.start("beat")]
-
-    def nodes() -> list[str]:
-        return sorted(json.loads(site.celery("inspect", "ping", "--json").stdout or "{}"))
-
-    expected = sorted(["w0@here", *(f"celerybeat-{process.pid}@here" for process in beats)])
-    site.until(lambda: nodes() == expected, f"{expected} answer")
-    for process in beats:
-        end(process)
 
 
 def test_a_worker_consumes_what_it_is_told_to(site: Site, worker: Process) -> None:
     """Without -Q a worker has exactly its host's queues, with -Q those named, and both may serve one host."""
-    plain = site.start("worker", "-n", "plain@second", host="second", HEADRACE_WORKER__TICKS="false")
-    chosen = site.start("worker", "-n", "chosen@second", "-Q", "repack,telemetry.second", host="second")
-    for process, name in ((plain, "plain@second"), (chosen, "chosen@second")):
-        until_logged(site, process, f"{name} ready.")
-    found = json.loads(site.celery("inspect", "active_queues", "--json", "-d", "plain@second,chosen@second").stdout)
-    assert {queue["name"] for queue in found["chosen@second"]} == {"repack", "telemetry.second"}
-    rooms = {"dispatch", "postprocessing", "repack"}
-    assert {queue["name"] for queue in found["plain@second"]} == rooms | {"telemetry.second", "products.second"}
-    known = site.ask("SELECT queues FROM headrace.host WHERE name = 'second'")[0][0]
-    assert set(known) >= rooms | {"telemetry.second", "products.second"}
-    for process in (plain, chosen):
-        end(process)
+    plain = site.worker("second", HEADRACE_WORKER__TICKS="false")
+    chosen = site.worker("second", options=["-Q", "repack,telemetry.second"])
+    nodes = [f"w{site.processes.index(process)}@second" for process in (plain, chosen)]
+    answer = site.celery("inspect", "active_queues", "--json", "-t", "0.5", "-d", ",".join(nodes))
+    queues = [{queue["name"] for queue in json.loads(answer.stdout)[node]} for node in nodes]
+    everything = {"dispatch", "postprocessing", "repack", "telemetry.second", "products.second"}
+    assert queues == [everything, {"repack", "telemetry.second"}]
+    consumed = site.ask("SELECT DISTINCT unnest(queues) FROM headrace.worker WHERE host = 'second'")
+    assert {row[0] for row in consumed} == everything
+
+
+@pytest.mark.parametrize("what", [["telemetry"], ["--host", "here"]], ids=["room", "host"])
+def test_what_is_paused_waits_and_is_done_after_resume(site: Site, worker: Process, what: list[str]) -> None:
+    """Nothing of a paused room or host is started, its request stays queued, and is done after `resume`."""
+    path = write(site.data / "asked", f"paused{len(what)}")
+    refused = site.log(worker).count("is paused on here")
+    assert [site.run(*words).returncode for words in (["pause", *what], ["telemetry", "ingest", str(path)])] == [0, 0]
+    site.until_logged(worker, "is paused on here", refused + 1)
+    assert site.newest_run(path)[1] == "queued"
+    site.run("resume", *what)
+    a_minute_later(site)
+    site.until_run(path, "succeeded")
+
+
+def a_minute_later(site: Site) -> None:
+    """The reaper's tick, at the time when it sends waiting requests again."""
+    site.ask("UPDATE headrace.run SET sent_at = sent_at - interval '1 minute' WHERE state = 'queued'")
+    assert site.script("from workers.app import app\napp.send_task('ticks.reap', queue='ticks')").returncode == 0
+
+
+def test_a_drained_host_finishes_its_work_and_takes_nothing_new(site: Site, worker: Process) -> None:
+    """`drain HOST` returns when the running work is done; what came meanwhile is done after `resume --host`."""
+    running, waiting = write(site.data / "asked", "running"), write(site.data / "asked", "waiting")
+    refused = site.log(worker).count("is paused on here")
+    with site.blocked():
+        site.run("telemetry", "ingest", str(running))
+        site.until_run(running, "running")
+        drain = site.start("headrace", "drain", "here")
+        site.until(lambda: site.ask("SELECT draining FROM headrace.host WHERE name = 'here'") == [(True,)], "draining")
+        site.run("telemetry", "ingest", str(waiting))
+        site.until_logged(worker, "is paused on here", refused + 1)
+        assert drain.poll() is None
+    assert drain.wait(10) == 0
+    assert (site.rows("running"), site.rows("waiting")) == (100, 0)
+    site.run("resume", "--host", "here")
+    a_minute_later(site)
+    site.until_rows("waiting")
+
+
+def test_a_long_ingest_is_cancelled_and_can_be_asked_for_again(site: Site, worker: Process) -> None:
+    """`cancel RUN` ends a run within seconds and keeps its rows; no sweep goes on with it, `retry RUN` completes it."""
+    path = write(site.data / "asked", "long", count=20_000)
+    body = "BEGIN PERFORM pg_sleep(0.9); RETURN NULL; END"
+    site.ask(f"CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS '{body}'")
+    site.ask("CREATE TRIGGER slow AFTER INSERT ON telem EXECUTE FUNCTION slow()")
+    site.run("telemetry", "ingest", str(path))
+    site.until(lambda: site.rows("long") > 0, "the first rows are there")
+    run = site.until_run(path, "running")
+    assert site.run("cancel", str(run)).returncode == 0
+    site.until(lambda: site.newest_run(path) == (run, "cancelled"), "the run is cancelled", seconds=12)
+    site.ask("DROP TRIGGER slow ON telem")
+    found = site.rows("long")
+    assert 0 < found < 20_000 and site.run("telemetry", "ingest", "--wait").returncode == 0
+    assert site.ask("SELECT state FROM headrace.telemetry_file WHERE path = %s", str(path)) == [("cancelled",)]
+    assert (site.newest_run(path)[0], site.rows("long")) == (run, found)
+    assert (site.run("retry", str(run), "--wait").returncode, site.rows("long")) == (0, 20_000)
+
+
+def test_a_hangup_reloads_the_settings(site: Site) -> None:
+    """SIGHUP makes a worker without a terminal take the changed file; a broken one is refused and work goes on."""
+    config = site.folder / "reload.yaml"
+    config.write_text("worker: {ticks: false, rooms: [telemetry]}")
+    process = site.worker("reloaded", HEADRACE_CONFIG=str(config))
+
+    def queues() -> set[str]:
+        return {row[0] for row in site.ask("SELECT unnest(queues) FROM headrace.worker WHERE host = 'reloaded'")}
+
+    assert queues() == {"telemetry.reloaded"}
+    config.write_text("worker: {ticks: false, rooms: [telemetry, products]}")
+    process.send_signal(signal.SIGHUP)
+    site.until(lambda: queues() == {"telemetry.reloaded", "products.reloaded"}, "the new settings are in force")
+    config.write_text("wroker: {ticks: false}")
+    process.send_signal(signal.SIGHUP)
+    site.until_logged(process, "settings.not_reloaded")
+    path = write(site.data / "asked", "hangup")
+    assert site.run("telemetry", "ingest", str(path), "--wait", host="reloaded").returncode == 0
+    assert (process.poll(), site.rows("hangup")) == (None, 100)
+
+
+def test_a_log_file_is_rotated_and_loses_nothing(site: Site, worker: Process) -> None:
+    """Every process of the worker writes one file, which is rotated by size: each line is whole and none is missing."""
+    path = write(site.data / "asked", "logged")
+    site.run("telemetry", "ingest", str(path), "--wait")
+    code = f"from producers import enqueue\nfor _ in range(500):\n    enqueue('telemetry.ingest', path={str(path)!r})"
+    assert site.script(code).returncode == 0
+    site.until_logged(worker, f'"reason":"{path}', 500)
+    files = list((site.folder / "logs").glob("worker.json*"))
+
+    def told() -> int:
+        events = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        return sum(str(path) in event.get("reason", "") for event in events)
+
+    site.until(lambda: told() == 500, "all is in the files")
+    assert len(files) > 1 and max(file.stat().st_size for file in files) < 110_000
+
+
+def test_exit_codes_and_one_clear_line(site: Site, worker: Process) -> None:
+    """3 when a server cannot be reached or refuses the login, 2 for wrong settings: one line, no password in it."""
+    ingest = ("telemetry", "ingest", str(write(site.data / "asked", "codes")))
+    gone, wrong = "host=127.0.0.1 port=1 password=wrong", site.dsn.replace("@", "wrong@")
+    (strange := site.folder / "strange.yaml").write_text("telemetry: {sweep_second: 5}")
+    for code, text, words, more in (
+        (3, "cannot be reached", (*ingest, "--here"), {"HEADRACE_CONTROL__DSN": gone}),
+        (3, "the login was refused", (*ingest, "--here"), {"HEADRACE_CONTROL__DSN": wrong}),
+        (3, "the broker", ingest, {"HEADRACE_BROKER__URL": "redis://:wrong@127.0.0.1:1/0"}),
+        (2, "did you mean 'sweep_seconds'?", ("--config", str(strange), *ingest, "--here"), {}),
+    ):
+        found = site.run(*words, timeout=10, **more)
+        assert (found.returncode, found.stdout, len(found.stderr.splitlines())) == (code, "", 1), found
+        assert text in found.stderr and "wrong" not in found.stderr
+
+
+def test_validate_tells_everything_at_once(site: Site) -> None:
+    """`headrace validate` lists all wrong settings, or else all servers and folders that are not in order."""
+    wrong = site.folder / "wrong.yaml"
+    wrong.write_text("hots: x\nworker: {rooms: [telemtry]}\nlogs: {level: LOUD}")
+    found = site.run("--config", str(wrong), "validate")
+    assert (found.returncode, len(found.stderr.splitlines())) == (2, 3), found.stderr
+    dsn, url = "host=127.0.0.1 port=1", "redis://127.0.0.1:1/0"
+    servers = {"HEADRACE_CONTROL__DSN": dsn, "HEADRACE_BROKER__URL": url}
+    found = site.run("validate", timeout=60, HEADRACE_TELEMETRY__DATA_DIRS='["/nowhere"]', **servers)
+    assert (found.returncode, len(found.stderr.splitlines())) == (3, 3), found.stderr
+    assert site.run("validate").returncode == 0

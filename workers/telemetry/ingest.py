@@ -35,7 +35,7 @@ from workers.telemetry.records import DeadLetter, dead_letter
 from workers.telemetry.streams import Position
 
 UNREADABLE_RETRY = timedelta(minutes=5)
-GROWTH_SECONDS = 1.0  # a file that is being written is read again after this, not at every line
+GROWTH_SECONDS = 2.0  # a file that is being written is read again after this, not at every line
 LIVE_RUN = timedelta(minutes=10)  # the portions of a live file within this time are one run
 
 
