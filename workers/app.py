@@ -32,6 +32,8 @@ from workers.services.processes import die_with_parent
 
 log = logs.get(__name__)
 
+_MAIN_PID = os.getpid()  # this module is imported before a worker forks its pool
+
 KEY_PREFIX = "headrace:"
 BACKSTOP = timedelta(hours=24)  # the longest hard limit of any task
 # Redis gives a message to a second worker when the first has not acknowledged it for this long. It must
@@ -229,7 +231,7 @@ def _announce(sender: Any, **_facts: Any) -> None:
 @signals.worker_process_init.connect
 def _follow_the_parent(**_facts: Any) -> None:
     # A pool process must not outlive its worker: it would go on with a task that nobody supervises.
-    die_with_parent(signal.SIGKILL)
+    die_with_parent(signal.SIGKILL, _MAIN_PID)
 
 
 @signals.beat_init.connect

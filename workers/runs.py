@@ -46,6 +46,7 @@ class Run:
     counters: dict[str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     cancelled_by: str | None = None
+    goes_on: bool = False  # the request is not done: a follow-up message continues this very run
 
     def count(self, **amounts: float) -> None:
         """Add to the counters."""
@@ -84,7 +85,7 @@ def running(
         try:
             with database.translated(work, conn):
                 yield run
-            state = "failed" if run.problems else "succeeded"
+            state = "queued" if run.goes_on else "failed" if run.problems else "succeeded"
             error = {"message": "; ".join(run.problems[:5])} if run.problems else None
         except Cancelled as reason:
             state, error = "cancelled", {"message": str(reason)}

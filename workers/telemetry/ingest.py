@@ -23,7 +23,7 @@ from typing import BinaryIO
 
 from workers import database, paths, runs
 from workers.database import Connection
-from workers.errors import Cancelled, NothingToDo, PermanentFailure, RetryLater
+from workers.errors import Cancelled, NothingToDo, PermanentFailure
 from workers.messages import IngestFile, Message
 from workers.settings import Settings
 from workers.telemetry import store
@@ -64,15 +64,28 @@ def ingest_file(message: IngestFile, settings: Settings) -> list[Message]:
             raise _unreadable(conn, message, f"cannot be read: {error.strerror}", UNREADABLE_RETRY) from error
         finally:
             store.unlock_file(conn, message.host, message.path)
-    again = message.model_copy(update={"run": None, "force": False})
     if not done:
-        return [again]
-    if _grew(raw_path, sight):
-        return [again.model_copy(update={"wait_seconds": GROWTH_SECONDS})]
+        return [message.model_copy(update={"force": False})]
+    if _grew(raw_path, sight) and _first_to_follow(message.path):
+        return [message.model_copy(update={"run": None, "force": False, "wait_seconds": GROWTH_SECONDS})]
     if reader.problems:
         # The run row has it already; Celery's own pages should not call it a success.
         raise PermanentFailure(reader.problems[0])
     return []
+
+
+_followed: dict[str, float] = {}  # until when a message of this process is on its way to a growing file
+
+
+def _first_to_follow(path: str) -> bool:
+    """Whether no look at this growing file is on its way: else each message would start a chain of its own."""
+    now = time.monotonic()
+    for old in [name for name, until in _followed.items() if until <= now]:
+        del _followed[old]
+    if path in _followed:
+        return False
+    _followed[path] = now + GROWTH_SECONDS
+    return True
 
 
 class _Reader:
@@ -120,9 +133,9 @@ class _Reader:
             self.problems = run.problems
             try:
                 done = self._batches(run, position)
-                if not done and self.message.run is not None:
-                    # A person waits for this run: it goes on as the same one.
-                    raise RetryLater(f"{self.path} goes on", after=timedelta(0))
+                run.goes_on = not done and self.message.run is not None  # a person waits for this very run
+                if done and not run.problems and run.counters.get("dead_letters"):
+                    run.problems.append(f"{self.path}: {run.counters['dead_letters']:.0f} dead letters")
                 return done
             except (Cancelled, store.StatementCancelled) as reason:
                 self._mark_cancelled()

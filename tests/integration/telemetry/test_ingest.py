@@ -362,9 +362,11 @@ def test_a_long_file_goes_on_in_slices_as_one_request(
     )
     path = data / NAME
     path.write_text(lines(2000))
-    with database.connection(conf.target(), purpose="tests") as conn:
-        asked = runs.request(conn, [message(path)], by="somebody")
-        conn.commit()
-    assert work(*asked, settings=slices) == []
-    assert sql("SELECT state, counters -> 'records' FROM headrace.run") == [("succeeded", 2000)]
-    assert rows(sql) == 2000
+    for force in (False, True):
+        sql("DELETE FROM headrace.run")
+        with database.connection(conf.target(), purpose="tests") as conn:
+            asked = runs.request(conn, [message(path).model_copy(update={"force": force})], by="somebody")
+            conn.commit()
+        assert work(*asked, settings=slices) == []
+        assert sql("SELECT state, counters -> 'records' FROM headrace.run") == [("succeeded", 2000)]
+        assert rows(sql) == 2000
