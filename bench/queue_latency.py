@@ -95,7 +95,7 @@ def measure(
         cursor.execute(statement)
         return list(cursor.fetchall())
 
-    while not ask("SELECT 1 FROM headrace.host WHERE cardinality(queues) > 0"):
+    while not ask("SELECT 1 FROM headrace.worker WHERE cardinality(queues) > 0"):
         time.sleep(0.1)
     outside = data.parent / "outside"  # not watched: each file has exactly the message that is timed
     outside.mkdir()

@@ -24,7 +24,7 @@ from workers.settings import Settings
 from workers.telemetry import inventory_store, store
 from workers.telemetry.folders import Listing, walk
 from workers.telemetry.inventory_store import Folder
-from workers.telemetry.names import FileName, parse_name
+from workers.telemetry.names import parse_name
 from workers.telemetry.records import DELIMITER, EMPTY_FIELD, copy_field
 
 PORTION_FILES = 20_000
@@ -193,38 +193,51 @@ def _texts(listing: Listing) -> Iterator[tuple[str, bytes]]:
 def _origin_lines(host: str, listings: Iterable[Listing]) -> Iterator[bytes]:
     owner = copy_field(host.encode()) + DELIMITER
     for listing in listings:
-        for line, _text, _mtime, _name in _lines(listing):
+        for line, _text, _mtime in _lines(listing):
             yield owner + line
 
 
 def _sighting_lines(listings: Iterable[Listing], suffixes: tuple[str, ...], *, telemetry_only: bool) -> Iterator[bytes]:
     for listing in listings:
-        for line, text, mtime, name in _lines(listing, suffixes if telemetry_only else None):
+        for line, text, mtime in _lines(listing, suffixes if telemetry_only else None):
             device, stamp = b"", b""
             if text.endswith(suffixes):
+                name = parse_name(text.rsplit("/", 1)[1])
                 device = copy_field(name.device.encode()) or EMPTY_FIELD
                 stamp = name.stamp.isoformat().encode() if name.stamp else b""
             yield DELIMITER.join((line, b"%d" % mtime, device, stamp))
 
 
-def _lines(listing: Listing, suffixes: tuple[str, ...] | None = None) -> Iterator[tuple[bytes, str, int, FileName]]:
-    """(path, modified, created, size and bytes of an odd name as COPY fields; the path's text; mtime in ns; its
-    name's parts) of every file, or of those with certain endings."""
+def _lines(listing: Listing, suffixes: tuple[str, ...] | None = None) -> Iterator[tuple[bytes, str, int]]:
+    """(path, modified, created, size and bytes of an odd name as COPY fields; the path's text; mtime in ns) of
+    every file, or of those with certain endings."""
     for (text, odd), name, size, mtime, ctime in zip(
         _texts(listing), listing.names, listing.sizes, listing.mtimes, listing.ctimes, strict=True
     ):
         if suffixes is not None and not name.endswith(suffixes):
             continue
-        parts = parse_name(paths.to_text(name) if odd else name)
-        created = parts.stamp.isoformat().encode() if parts.stamp else _timestamp(int(ctime * 1e6))
         encoded = text.encode()
         field = copy_field(encoded) if odd or not text.isprintable() else encoded
         yield (
-            b"%b\x02%b\x02%b\x02%d\x02%b" % (field, _timestamp(mtime // 1000), created, size, odd),
+            b"%b\x02%b\x02%b\x02%d\x02%b" % (field, _timestamp(mtime // 1000), _created(name, ctime), size, odd),
             text,
             mtime,
-            parts,
         )
+
+
+# The usual stamp of a name, with days that every month has: PostgreSQL reads it without a look at the calendar.
+_USUAL_STAMP = re.compile(
+    r"_(2\d{3})(0[1-9]|1[0-2])(0[1-9]|1\d|2[0-8])([01]\d|2[0-3])([0-5]\d)([0-5]\d)(\d{6})\d{3}\.", re.ASCII
+)
+
+
+def _created(name: str, ctime: float) -> bytes:
+    """The time in a file's name, else the change time of its inode."""
+    usual = _USUAL_STAMP.search(name)
+    if usual and usual.end() > name.rfind("_"):
+        return "{}-{}-{} {}:{}:{}.{}".format(*usual.groups()).encode()
+    stamp = parse_name(name).stamp if "_" in name else None
+    return stamp.isoformat().encode() if stamp else _timestamp(int(ctime * 1e6))
 
 
 _minutes: dict[int, bytes] = {}

@@ -67,7 +67,7 @@ def split_timestamp(text: str) -> tuple[str, int]:
     date.fromisoformat(day)
     if not (clock[:2] < "24" and clock[3:5] < "60" and clock[6:] < "61"):
         raise ValueError(f"the time of day {clock!r} does not exist")
-    return f"{day} {clock}.{digits[:6]}{'' if zone in (None, 'Z') else zone}", int(digits[6:])
+    return f"{day}T{clock}.{digits[:6]}{'' if zone in (None, 'Z') else zone}", int(digits[6:])
 
 
 def holds_nul(value: Any) -> bool:
