@@ -244,5 +244,5 @@ def _bintel_to_copy(scan: bintel.Scan, buffer: bytes, base: int, device: bytes) 
 
 @lru_cache(maxsize=64)
 def _second(seconds: int) -> bytes:
-    """Unix seconds as `YYYY-MM-DD HH:MM:SS` in UTC."""
-    return strftime("%Y-%m-%d %H:%M:%S", gmtime(seconds)).encode()
+    """Unix seconds as `YYYY-MM-DDTHH:MM:SS` in UTC."""
+    return strftime("%Y-%m-%dT%H:%M:%S", gmtime(seconds)).encode()

@@ -102,10 +102,10 @@ def test_a_file_is_named_by_its_device_and_first_record(observed: Observation, d
         assert name.device == device.name
         assert name.stamp is not None
         if device.form == LIVE:
-            assert f"{name.stamp:%Y-%m-%d %H:%M:%S}" == text[:19]
+            assert f"{name.stamp:%Y-%m-%dT%H:%M:%S}" == text[:19]
             assert path.parent.name == device.name
         else:
-            assert (f"{name.stamp:%Y-%m-%d %H:%M:%S.%f}", name.ns) == (text, ns)
+            assert (f"{name.stamp:%Y-%m-%dT%H:%M:%S.%f}", name.ns) == (text, ns)
 
 
 def test_half_lines_are_seen_but_no_half_archives(observed: Observation) -> None:
