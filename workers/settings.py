@@ -16,6 +16,7 @@ from pydantic_settings import SettingsError as EnvironmentProblem
 
 from workers.errors import SettingsError
 from workers.targets import CONTROL, Connection, Target, with_password
+from workers.yaml_files import read_yaml
 
 ROOMS = ("telemetry", "products", "dispatch", "postprocessing", "repack")
 SEARCH_PATH = (Path("headrace.yaml"), Path("/etc/headrace/headrace.yaml"))
@@ -271,38 +272,6 @@ def _merged(document: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[s
         below = merged.get(key)
         merged[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return merged
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """One YAML mapping, its problems told with line and column."""
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_OnceLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError([f"{path}: cannot be read: {error}"]) from error
-    except yaml.YAMLError as error:
-        raise SettingsError([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from error
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
-        raise SettingsError([f"{path}: expected `key: value` lines, found a {type(document).__name__}"])
-    return document
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """PyYAML's safe loader that refuses a key that is there twice, where PyYAML lets the last one win."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _value in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (list, dict)):
-                continue  # the safe loader says so itself
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is there twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def _endpoints(data_dir: Path) -> dict[str, Any]:
