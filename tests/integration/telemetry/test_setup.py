@@ -152,3 +152,22 @@ def test_observations_are_the_spans_in_which_somebody_observed(fresh: Settings) 
     found = ask(fresh, "SELECT extract(second FROM start_ts)::int, extract(second FROM end_ts)::int, email, obsname"
                        " FROM observations ORDER BY 1")  # fmt: skip
     assert found == [(2, 4, "a@x", "a"), (6, None, "b@x", "b")]
+
+
+def test_the_sites_reader_may_see_everything_and_change_nothing(fresh: Settings) -> None:
+    """Where the role `xsup` exists, setup lets it SELECT every table and the view, and no more."""
+    tables = "telem, file_origins, file_ingest_times, file_replicas, observations"
+    ask(fresh, "CREATE ROLE xsup")
+    try:
+        api.setup(fresh)
+        rights = ask(
+            fresh,
+            "SELECT bool_and(has_table_privilege('xsup', name, 'SELECT')),"
+            " bool_or(has_table_privilege('xsup', name, 'INSERT, UPDATE, DELETE, TRUNCATE'))"
+            f" FROM unnest(string_to_array('{tables}', ', ')) AS name",
+        )
+        assert rights == [(True, False)]
+        assert api.setup(fresh) == []
+    finally:
+        # Roles are shared by all databases of the tests' server.
+        ask(fresh, f"REVOKE ALL ON {tables} FROM xsup; DROP ROLE xsup")
