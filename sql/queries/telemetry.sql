@@ -50,7 +50,7 @@ DELETE FROM headrace.inventory_folder WHERE host = %(host)s AND folder = regexp_
 
 -- name: same_inode
 -- Checkpoints of a file that may have carried another name before.
-SELECT path, head_bytes, head_hash, tail_bytes, tail_hash, raw_offset, size_bytes
+SELECT path, head_bytes, head_hash, tail_bytes, tail_hash, raw_offset
   FROM headrace.telemetry_file
  WHERE host = %(host)s AND volume = %(volume)s AND inode = %(inode)s AND path <> %(path)s AND head_bytes > 0
 
@@ -74,14 +74,12 @@ DELETE FROM headrace.dead_letter WHERE host = %(host)s AND path = %(path)s
 -- The dead letters follow their file.
 UPDATE headrace.dead_letter SET path = %(path)s WHERE host = %(host)s AND path = %(old_path)s
 
--- name: move_origin
--- The inventory follows a renamed file; the row that a scan made for the new name gives way.
-WITH gone AS (
-    DELETE FROM public.file_origins o
-     WHERE o.origin_host = %(host)s AND o.origin_path = %(path)s
-       AND EXISTS (SELECT FROM public.file_origins x
-                    WHERE x.origin_host = %(host)s AND x.origin_path = %(old_path)s))
-SELECT 1
+-- name: clear_origin
+-- The row that a scan made for the new name of a renamed file gives way to its old row.
+DELETE FROM public.file_origins o
+ WHERE o.origin_host = %(host)s AND o.origin_path = %(path)s
+   AND EXISTS (SELECT FROM public.file_origins x
+                WHERE x.origin_host = %(host)s AND x.origin_path = %(old_path)s)
 
 -- name: rename_origin
 -- The old row takes the new name, and its ingest time and replicas with it.

@@ -253,7 +253,7 @@ class _Reader:
 
     def _under_another_name(self) -> Checkpoint | None:
         """The checkpoint of this very file under its former name, or under another link to it."""
-        for old_path, prints, raw, _size in store.same_inode(self.conn, self.host, self.path, self.sight):
+        for old_path, prints, raw in store.same_inode(self.conn, self.host, self.path, self.sight):
             if take_print(self.file, prints, raw, self.sight.size) != prints:
                 continue
             if os.path.lexists(paths.to_bytes(old_path)):
@@ -274,11 +274,24 @@ class _Reader:
     def _mark_cancelled(self) -> None:
         """Nobody reads the file again until it changes or is asked for."""
         self.conn.rollback()
-        known = store.checkpoint(self.conn, self.host, self.path)
-        if known is not None:
-            point = replace(known, state="cancelled", size=self.sight.size, mtime_ns=self.sight.mtime_ns)
-            store.save_checkpoint(self.conn, self.host, self.path, point)
-            self.conn.commit()
+        known = store.checkpoint(self.conn, self.host, self.path) or Checkpoint(
+            device=self.name.device,
+            stamp=self.name.stamp,
+            state="cancelled",
+            volume=self.sight.volume,
+            inode=self.sight.inode,
+            size=None,
+            mtime_ns=None,
+            position=Position(),
+            prints=None,
+            records=0,
+            dead_letters=0,
+            accepted_letters=0,
+            error=None,
+        )
+        point = replace(known, state="cancelled", size=self.sight.size, mtime_ns=self.sight.mtime_ns)
+        store.save_checkpoint(self.conn, self.host, self.path, point)
+        self.conn.commit()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date
 from typing import Any
 
 DELIMITER = b"\x02"
@@ -90,8 +90,3 @@ def count_unreal(value: Any) -> int:
     if isinstance(value, list):
         return sum(count_unreal(item) for item in value)
     return 0
-
-
-def utc_text(moment: datetime) -> str:
-    """An aware time as PostgreSQL reads it."""
-    return moment.isoformat(sep=" ")

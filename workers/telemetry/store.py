@@ -194,16 +194,23 @@ def forget_pending(conn: Connection, host: str, path: str) -> None:
     conn.commit()
 
 
-def same_inode(conn: Connection, host: str, path: str, sight: Sight) -> list[tuple[str, Print, int, int]]:
-    """(path, prints, raw offset, size) of other names under which this inode was read before."""
+def same_inode(conn: Connection, host: str, path: str, sight: Sight) -> list[tuple[str, Print, int]]:
+    """(path, prints, raw offset) of other names under which this inode was read before."""
     rows = SQL["same_inode"].rows(conn, {"host": host, "path": path, "volume": sight.volume, "inode": sight.inode})
-    return [(row[0], Print(row[1], bytes(row[2]), row[3], bytes(row[4])), row[5], row[6]) for row in rows]
+    return [(row[0], Print(row[1], bytes(row[2]), row[3], bytes(row[4])), row[5]) for row in rows]
 
 
 def move(conn: Connection, host: str, old_path: str, path: str) -> None:
     """A renamed file keeps its checkpoint, its place in the inventory and its ingest time."""
     names = {"host": host, "path": path, "old_path": old_path}
-    for query in ("clear_new_name", "move_checkpoint", "clear_letters", "move_letters", "move_origin", "rename_origin"):
+    for query in (
+        "clear_new_name",
+        "move_checkpoint",
+        "clear_letters",
+        "move_letters",
+        "clear_origin",
+        "rename_origin",
+    ):
         SQL[query].run(conn, names)
     record_event(conn, host, path, "moved", {"from": old_path})
     conn.commit()

@@ -370,3 +370,22 @@ def test_a_long_file_goes_on_in_slices_as_one_request(
         assert work(*asked, settings=slices) == []
         assert sql("SELECT state, counters -> 'records' FROM headrace.run") == [("succeeded", 2000)]
         assert rows(sql) == 2000
+
+
+def test_a_file_cancelled_before_its_first_row_stays_so(data: Path, work: Work, sql: Ask, conf: Settings) -> None:
+    """A cancel in the very first statement leaves the file `cancelled`, and no sweep reads it."""
+    from workers.messages import TakeInventory
+
+    path = data / NAME
+    path.write_text(lines(10))
+    sql(
+        "CREATE FUNCTION cancelled() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'by a person' USING ERRCODE = '57014'; END $$"
+    )
+    sql("CREATE TRIGGER cancelled BEFORE INSERT ON telem FOR EACH STATEMENT EXECUTE FUNCTION cancelled()")
+    assert len(work(message(path))) == 1
+    assert state(sql, path) == ("cancelled", 0)
+    assert sql("SELECT state FROM headrace.run") == [("cancelled",)]
+    sql("DROP TRIGGER cancelled ON telem")
+    assert work(TakeInventory(host="here")) == []
+    assert rows(sql) == 0
