@@ -82,7 +82,8 @@ def template(servers: Servers) -> str:
     dsn = servers.postgres.dsn("template_headrace")
     conf = Settings(control={"dsn": dsn})
     with database.connection(conf.target(), purpose="tests") as conn:
-        migrations.migrate(conn, migrations.FOUNDATION)
+        for room in (migrations.FOUNDATION, "alerts", "postprocessing"):
+            migrations.migrate(conn, room)
     api.setup(conf)
     database.close_all()
     return "template_headrace"

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as EnvironmentProblem
 
 from workers.errors import SettingsError
+from workers.room_settings import Alerts, DatabaseJobs, Model, Postprocessing, Telemetry
 from workers.targets import CONTROL, Connection, Target, with_password
 from workers.yaml_files import read_yaml
 
@@ -22,12 +23,6 @@ ROOMS = ("telemetry", "products", "dispatch", "postprocessing", "repack")
 SEARCH_PATH = (Path("headrace.yaml"), Path("/etc/headrace/headrace.yaml"))
 ENDPOINTS_FILE = "endpoints.json"
 DEFAULT_BROKER = "redis://127.0.0.1:6379/0"
-
-
-class Model(BaseModel):
-    """Settings are read once and never changed; an unknown key is an error, not a silent default."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Control(Model):
@@ -49,6 +44,7 @@ class Database(Model):
     """One named connection; `connection:` has the keys of hdbpp-postprocessing's file, and a few more."""
 
     connection: Connection
+    postprocessing: DatabaseJobs = DatabaseJobs()
 
 
 class Worker(Model):
@@ -108,29 +104,6 @@ class Retention(Model):
     runs_days: int = Field(default=90, ge=1)
 
 
-class Telemetry(Model):
-    """Files on this host's disks and the database they go to."""
-
-    database: str = CONTROL
-    data_dirs: tuple[Path, ...] = ()
-    suffixes: tuple[str, ...] = (".ndjson", ".ndjson.gz", ".bintel")
-    event_schemas: Path | None = None
-    sweep_seconds: float = Field(default=60, gt=0)
-    requeue_seconds: float = Field(default=120, gt=0, description="age at which a message counts as lost")
-    in_flight: int = Field(default=2000, ge=1, description="messages per host queue that a sweep may have out")
-    batch_bytes: int = Field(default=8_000_000, ge=10_000)
-    max_record_bytes: int = Field(default=64_000_000, ge=1_000)
-    slice_seconds: float = Field(default=60, gt=0, description="a longer file goes on in a new message")
-
-    @field_validator("data_dirs")
-    @classmethod
-    def _absolute(cls, folders: tuple[Path, ...]) -> tuple[Path, ...]:
-        for folder in folders:
-            if not folder.is_absolute():
-                raise ValueError(f"{folder} is not an absolute path")
-        return folders
-
-
 class Settings(BaseSettings):
     """Everything that a site decides; see README for the keys and their defaults."""
 
@@ -153,7 +126,9 @@ class Settings(BaseSettings):
     logs: Logs = Logs()
     flower: Flower = Flower()
     retention: Retention = Retention()
+    alerts: Alerts = Alerts()
     telemetry: Telemetry = Telemetry()
+    postprocessing: Postprocessing = Postprocessing()
 
     @classmethod
     def settings_customise_sources(
@@ -172,6 +147,7 @@ class Settings(BaseSettings):
         for where, name in (
             ("control.database", self.control.database),
             ("telemetry.database", self.telemetry.database),
+            *(("postprocessing.databases", name) for name in self.postprocessing.databases or ()),
         ):
             if name is not None and name != CONTROL and name not in self.databases:
                 known = [CONTROL, *self.databases]
@@ -306,7 +282,8 @@ def _keys_at(location: tuple[Any, ...]) -> list[str]:
     for part in location:
         field = getattr(model, "model_fields", {}).get(part)
         if field is not None:
-            model = field.annotation
+            choices = [choice for choice in getattr(field.annotation, "__args__", ()) if choice is not type(None)]
+            model = choices[0] if len(choices) == 1 else field.annotation
         elif model is not Settings:
             return []
         if getattr(model, "__origin__", None) is dict:
