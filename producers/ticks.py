@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from producers import postprocessing
 from workers import hosts, logs, pauses, reaper, settings
 from workers.app import app, queue_depths, send
-from workers.errors import NothingToDo, RetryLater
+from workers.errors import HeadraceError, NothingToDo, RetryLater
 from workers.messages import IngestFile, TakeInventory
+from workers.postprocessing import api as jobs
 from workers.telemetry import api as telemetry
 
 log = logs.get(__name__)
@@ -53,13 +55,34 @@ def telemetry_sweep() -> None:
         log.warning("tick.waits", tick="telemetry_sweep", reason=str(error))
 
 
+@app.task(name="ticks.postprocessing", **_LIMIT)
+def look_for_jobs() -> None:
+    """Queue the runs of jobs whose time has come, in every database."""
+    try:
+        postprocessing.look_everywhere(settings.current())
+    except RetryLater as error:
+        log.warning("tick.waits", tick="postprocessing", reason=str(error))
+
+
 @app.task(name="ticks.forget_old_runs", **_LIMIT)
 def forget_old_runs() -> None:
     """Delete history beyond its retention."""
-    try:
-        reaper.forget_old_runs(settings.current())
-    except RetryLater as error:
-        log.warning("tick.waits", tick="forget_old_runs", reason=str(error))
+    conf = settings.current()
+    for name, forget in (("runs", reaper.forget_old_runs), ("jobs", _forget_old_job_runs)):
+        try:
+            forget(conf)
+        except HeadraceError as error:
+            log.warning("tick.waits", tick="forget_old_runs", what=name, reason=str(error))
+
+
+def _forget_old_job_runs(conf: settings.Settings) -> int:
+    gone = 0
+    for name in jobs.names(conf):
+        try:
+            gone += jobs.forget_old_runs(conf, name)
+        except HeadraceError as error:
+            log.warning("tick.waits", tick="forget_old_runs", what=name, reason=str(error))
+    return gone
 
 
 def _reads_telemetry(conf: settings.Settings, host: Any) -> bool:

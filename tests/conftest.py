@@ -23,6 +23,8 @@ import redis
 from workers import database, execution, migrations
 from workers import settings as settings_module
 from workers.messages import Message
+from workers.postprocessing import api as postprocessing
+from workers.postprocessing import scope
 from workers.services.postgres import PostgresServer
 from workers.services.valkey import ValkeyServer
 from workers.settings import Settings
@@ -82,9 +84,9 @@ def template(servers: Servers) -> str:
     dsn = servers.postgres.dsn("template_headrace")
     conf = Settings(control={"dsn": dsn})
     with database.connection(conf.target(), purpose="tests") as conn:
-        for room in (migrations.FOUNDATION, "alerts", "postprocessing"):
-            migrations.migrate(conn, room)
+        migrations.migrate(conn, migrations.FOUNDATION)
     api.setup(conf)
+    postprocessing.set_up(conf, "control")
     database.close_all()
     return "template_headrace"
 
@@ -119,6 +121,7 @@ def _clone(servers: Servers, template: str) -> Iterator[str]:
     yield servers.postgres.dsn(name)
     database.close_all()
     store._ready.clear()
+    scope._known.clear()
     with _admin(servers) as cursor:
         cursor.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 

@@ -19,6 +19,7 @@ from workers.targets import Target, redacted
 log = logs.get(__name__)
 
 Connection = extensions.connection
+DatabaseError = psycopg2.Error  # for those who must tell a server's errors from bugs, and may not know the driver
 
 NAME_BYTES = 63  # PostgreSQL truncates application_name at NAMEDATALEN - 1 bytes
 CONNECT_TIMEOUT_SECONDS = 10
@@ -131,6 +132,12 @@ def close_all() -> None:
         for conn in pool:
             conn.close()
     _local.pools = {}
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """PostgreSQL's code of an error, of ours that came from one too; None where the server said none."""
+    source = error if isinstance(error, psycopg2.Error) else error.__cause__
+    return source.pgcode if isinstance(source, psycopg2.Error) else None
 
 
 def first_line(error: BaseException) -> str:

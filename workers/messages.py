@@ -72,7 +72,34 @@ class TakeInventory(Message):
         return f"{self.host}:inventory:{self.folder or '*'}"
 
 
-MESSAGES: dict[str, type[Message]] = {kind.task: kind for kind in (IngestFile, TakeInventory)}
+class RunJob(Message):
+    """Run one queued run of a job of a database."""
+
+    task: ClassVar[str] = "postprocessing.run"
+    room: ClassVar[str] = "postprocessing"
+    database: str = Field(min_length=1)
+    job: int
+    job_run: int
+
+    def key(self) -> str:
+        return f"{self.database}:job {self.job}"
+
+    def message_id(self, slot: str) -> str:
+        return super().message_id(f"{self.job_run}|{slot}")
+
+
+class DeliverAlerts(Message):
+    """Tell people what a database has to tell them."""
+
+    task: ClassVar[str] = "postprocessing.alert"
+    room: ClassVar[str] = "postprocessing"
+    database: str = Field(min_length=1)
+
+    def key(self) -> str:
+        return f"{self.database}:alerts"
+
+
+MESSAGES: dict[str, type[Message]] = {kind.task: kind for kind in (IngestFile, TakeInventory, RunJob, DeliverAlerts)}
 
 
 def parse(task: str, fields: dict[str, Any]) -> Message:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import time
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -48,7 +49,7 @@ class Mail(Model):
     """Where alerts are mailed to, and by which server."""
 
     host: str
-    port: int = Field(default=25, ge=1, le=65535)
+    port: int | None = Field(default=None, ge=1, le=65535, description="default: 25; starttls 587, tls 465")
     security: Literal["none", "starttls", "tls"] = "none"
     user: str | None = None
     password_file: Path | None = None
@@ -62,7 +63,21 @@ class Webhook(Model):
     url: str
     headers: dict[str, str] = {}
     token_file: Path | None = Field(default=None, description="sent as `Authorization: Bearer ...`")
-    body: str | None = None
+    body: str | None = Field(default=None, description="a JSON template; values are escaped, so put them in quotes")
+    proxy: str | None = Field(default=None, description="an HTTP proxy's URL; the environment's are not looked at")
+
+    @field_validator("url", "proxy")
+    @classmethod
+    def _http(cls, url: str | None) -> str | None:
+        # The URL itself is not in the message: with many services it is the secret.
+        try:
+            parts = urlsplit(url or "")
+            fits = url is None or (parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0)
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError("a URL such as https://chat.example/hooks/headrace is wanted here")
+        return url
 
 
 class Alerts(Model):
@@ -70,7 +85,9 @@ class Alerts(Model):
 
     mail: Mail | None = None
     webhook: Webhook | None = None
-    sql: str | None = Field(default=None, description="a statement with %(event)s and the like, run in the database")
+    sql: str | None = Field(
+        default=None, description="a statement with %(event)s and the like, run in the alert's database; % is %%"
+    )
     on: tuple[Event, ...] = ("failure", "recovery", "missed", "disabled", "late", "slow", "unreachable")
     title: str = "[headrace] ${event}: ${subject}"
     text: str | None = None
@@ -113,13 +130,15 @@ class Postprocessing(Model):
     """Scheduled procedures: where they are, and how many may run."""
 
     databases: tuple[str, ...] | None = Field(default=None, description="default: the control database and all named")
-    legacy_config: Path | None = Path("/etc/hdb/hdbpp_postprocessing.conf")
+    legacy_config: Path | None = Field(default=None, description="hdbpp-postprocessing's file, if it is there")
     daily_at: str = "02:00"
     timezone: str = "UTC"
-    max_running: int = Field(default=16, ge=1, description="queued and running at once, per database")
+    max_running: int | None = Field(default=None, ge=1, description="queued and running at once, per database")
+    in_flight: int = Field(default=200, ge=1, description="messages per database that may be out at once")
     max_running_total: int | None = Field(default=None, ge=1, description="running at once, all databases together")
     legacy_null: Literal["json", "sql"] = "json"
     grace_seconds: float = Field(default=10, gt=0, description="between cancelling and terminating a backend")
+    blocked_minutes: float = Field(default=60, gt=0, description="a run that waits for one lock so long is stopped")
     history_days: int = Field(default=90, ge=1)
     history_runs: int = Field(default=1000, ge=1, description="per job")
     max_active_sessions: int | None = Field(default=None, ge=1, description="load guard: nothing starts above this")

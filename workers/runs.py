@@ -47,6 +47,7 @@ class Run:
     problems: list[str] = field(default_factory=list)
     cancelled_by: str | None = None
     goes_on: bool = False  # the request is not done: a follow-up message continues this very run
+    outcome: tuple[str, dict[str, str] | None] | None = None  # state and error of an effect that knows its own end
 
     def count(self, **amounts: float) -> None:
         """Add to the counters."""
@@ -87,6 +88,8 @@ def running(
                 yield run
             state = "queued" if run.goes_on else "failed" if run.problems else "succeeded"
             error = {"message": "; ".join(run.problems[:5])} if run.problems else None
+            if run.outcome is not None:
+                state, error = run.outcome
         except Cancelled as reason:
             state, error = "cancelled", {"message": str(reason)}
             raise

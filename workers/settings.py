@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pydantic_settings import SettingsError as EnvironmentProblem
 
 from workers.errors import SettingsError
+from workers.hdbpp_file import databases_of
 from workers.room_settings import Alerts, DatabaseJobs, Model, Postprocessing, Telemetry
 from workers.targets import CONTROL, Connection, Target, with_password
 from workers.yaml_files import read_yaml
@@ -217,7 +218,14 @@ def load(explicit: Path | None = None, overrides: Mapping[str, Any] | None = Non
     document = _merged(read_yaml(path) if path else {}, overrides or {})
     problems = list(_unknown_environment())
     try:
-        settings = Settings(**{str(key): value for key, value in document.items()})
+        settings = _settings(document)
+        legacy = settings.postprocessing.legacy_config
+        if legacy is not None and legacy.is_file():
+            # The databases of hdbpp-postprocessing's own file, where it has always been; ours win.
+            databases = {**databases_of(legacy), **document.get("databases", {})}
+            settings = _settings({**document, "databases": databases})
+    except SettingsError as error:
+        problems = error.problems + problems
     except EnvironmentProblem as error:
         problems.append(f"the environment: {error}; lists and tables are JSON there, as in '[\"/data\"]'")
     except ValidationError as error:
@@ -240,6 +248,10 @@ def use(settings: Settings) -> Settings:
     global _current
     _current = settings
     return settings
+
+
+def _settings(document: Mapping[str, Any]) -> Settings:
+    return Settings(**{str(key): value for key, value in document.items()})
 
 
 def _merged(document: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class LazyGroup(click.Group):
 
     modules: ClassVar[dict[str, tuple[str, str]]] = {
         "telemetry": ("telemetry", "telemetry"),
+        "postprocessing": ("postprocessing", "postprocessing"),
         "up": ("services", "up"),
         "down": ("services", "down"),
         "demo": ("demo", "demo"),

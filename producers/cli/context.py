@@ -31,6 +31,8 @@ class State:
     config: Path | None = None
     json: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)
+    legacy: Path | None = None
+    verbose: bool = False
     _settings: Settings | None = None
 
     @property

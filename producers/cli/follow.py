@@ -37,7 +37,7 @@ def here(state: State, messages: Sequence[Message], *, timeout: timedelta, probl
     """Do the messages and what follows from them in this process; report; the exit code."""
     conf = state.settings
     logs.configure(conf.logs.model_copy(update={"level": "WARNING"}))
-    requested = _request(conf, messages)
+    requested = written_down(conf, messages)
     seen: list[int] = []
     token = runs.recorded.set(seen)
     try:
@@ -53,7 +53,7 @@ def enqueue(state: State, messages: Sequence[Message], *, wait: bool, problems: 
     from workers.app import send
 
     conf = state.settings
-    requested = _request(conf, messages)
+    requested = written_down(conf, messages)
     ids = [message.run for message in requested if message.run is not None]
     try:
         send(requested, slot="request")
@@ -117,7 +117,8 @@ def run_rows(conf: Settings, ids: Sequence[int]) -> list[dict[str, Any]]:
         return SQL["runs"].records(conn, facts)[::-1]
 
 
-def _request(conf: Settings, messages: Sequence[Message]) -> list[Message]:
+def written_down(conf: Settings, messages: Sequence[Message]) -> list[Message]:
+    """The messages as requests of the person at the keyboard, each with its queued run row."""
     with database.connection(conf.target(), purpose="cli") as conn:
         requested = runs.request(conn, list(messages), by=who())
         conn.commit()

@@ -95,6 +95,7 @@ COMMENT ON COLUMN headrace.job_state.waits_for IS 'What holds a due job back: a 
 -- The scheduler's one frequent question, answered from the index alone.
 CREATE INDEX job_due ON headrace.job_state (next_start, priority, job_id) WHERE next_start IS NOT NULL;
 CREATE INDEX job_replan ON headrace.job_state (job_id) WHERE replan;
+CREATE INDEX job_live ON headrace.job_state (live_run) WHERE live_run IS NOT NULL;
 CREATE INDEX job_after ON headrace.job (after_job) WHERE after_job IS NOT NULL;
 
 CREATE TABLE headrace.job_run (

@@ -1,0 +1,221 @@
+"""Questions about the postprocessing room that others may ask, and requests that they may make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from workers import database
+from workers.database import Connection
+from workers.errors import PermanentFailure, RetryLater
+from workers.hdbpp_file import databases_of
+from workers.messages import RunJob
+from workers.postprocessing import definitions, scope, setup, store
+from workers.postprocessing.definitions import preview
+from workers.postprocessing.look import look
+from workers.postprocessing.schedule import Schedule, ScheduleError
+from workers.postprocessing.scope import Scope
+from workers.postprocessing.setup import PROCEDURES, Step
+from workers.settings import Settings
+from workers.sql_files import queries
+
+__all__ = ["PROCEDURES", "Schedule", "ScheduleError", "Step", "look", "preview"]
+
+SQL = queries("postprocessing")
+MANAGE = queries("postprocessing_manage")
+
+names = scope.names
+set_up = setup.run
+
+
+def settings_from_hdbpp(file: Path) -> dict[str, Any]:
+    """hdbpp-postprocessing's file as a settings document: its databases, and no others, have jobs.
+
+    Raises SettingsError with every problem of the file at once.
+    """
+    databases = databases_of(file)
+    return {"databases": databases, "postprocessing": {"databases": list(databases)}}
+
+
+def is_set_up(settings: Settings, name: str) -> bool:
+    """Whether a database has our tables, or hdbpp's."""
+    facts = scope.read(settings, name)
+    return facts.is_set_up or facts.has_hdbpp
+
+
+def check_name(settings: Settings, name: str) -> str:
+    """The name, if it is one of a database with jobs. Raises PermanentFailure otherwise."""
+    known = scope.names(settings)
+    if name not in known:
+        raise PermanentFailure(f"no database named {name!r} has jobs; there are {', '.join(known)}")
+    return name
+
+
+@contextmanager
+def _opened(settings: Settings, name: str, *, autocommit: bool = True) -> Iterator[tuple[Connection, Scope]]:
+    where = scope.of(settings, check_name(settings, name))
+    with database.connection(where.target, purpose="postprocessing", autocommit=autocommit) as conn:
+        yield conn, where
+
+
+def drop_in_jobs(settings: Settings, name: str) -> list[int]:
+    """The jobs that hdbpp-postprocessing would run now, in the order of their numbers.
+
+    Raises PermanentFailure when the database has no such table or cannot be written.
+    """
+    where = scope.of(settings, name, fresh=True)
+    if where.facts.is_read_only:
+        raise RetryLater(f"{name} is read-only (a standby?); its jobs were not run", after=timedelta(hours=1))
+    if not where.facts.has_hdbpp:
+        raise PermanentFailure(f"{name} has no table postprocessing_jobs; `headrace postprocessing setup` makes it")
+    with database.connection(where.target, purpose="postprocessing") as conn:
+        store.mirror(conn)
+        conn.commit()
+        return [row[0] for row in MANAGE["hdbpp_jobs"].rows(conn)]
+
+
+def jobs(settings: Settings, name: str, job: int | None = None) -> list[dict[str, Any]]:
+    """Jobs of a database with schedule and state."""
+    with _opened(settings, name, autocommit=False) as (conn, where):
+        if where.facts.has_hdbpp and not where.facts.is_read_only:
+            store.mirror(conn)
+            conn.commit()
+        return definitions.listing(conn, where, job)
+
+
+def request(settings: Settings, name: str, job: int, *, by: str, reason: str = "request") -> RunJob:
+    """Write down that somebody wants this job run now; the message to send. Raises PermanentFailure for no such job."""
+    with _opened(settings, name, autocommit=False) as (conn, where):
+        if where.facts.has_hdbpp:
+            store.mirror(conn)
+        run = SQL["request_run"].value(conn, {"job": job, "reason": reason, "by": by})
+        if run is None:
+            raise PermanentFailure(f"{name} has no job {job}; `headrace postprocessing list` shows them")
+        conn.commit()
+    return RunJob(database=name, job=job, job_run=run)
+
+
+def back_fill(settings: Settings, name: str, job: int, *, start: datetime, end: datetime, by: str) -> list[datetime]:
+    """Queue the slots of a job's schedule in (start, end] that never had a run; those slots."""
+    with _opened(settings, name, autocommit=False) as (conn, where):
+        slots = definitions.slots_in(conn, where, job, start, end)
+        queued = [s for s in slots if SQL["request_slot"].value(conn, {"job": job, "slot": s, "by": by}) is not None]
+        conn.commit()
+    return queued
+
+
+def outcomes(settings: Settings, name: str, runs: Sequence[int]) -> dict[int, tuple[str, str | None]]:
+    """Run -> (state, message)."""
+    with _opened(settings, name) as (conn, _where):
+        return {row[0]: (row[1], row[2]) for row in MANAGE["run_outcomes"].rows(conn, {"ids": list(runs)})}
+
+
+def history(
+    settings: Settings, name: str, *, job: int | None, run: int | None, failed: bool, limit: int
+) -> list[dict[str, Any]]:
+    """Runs of a database, newest first."""
+    with _opened(settings, name) as (conn, _where):
+        return MANAGE["history"].records(conn, {"job": job, "run": run, "failed": failed, "limit": limit})
+
+
+def next_runs(settings: Settings, name: str, job: int, *, count: int, start: datetime | None) -> list[datetime]:
+    """When a job starts next, in UTC; nothing is written."""
+    with _opened(settings, name, autocommit=False) as (conn, where):
+        if where.facts.has_hdbpp and not where.facts.is_read_only:
+            store.mirror(conn)
+        try:
+            return definitions.next_runs(conn, where, job, count=count, start=start)
+        finally:
+            conn.rollback()
+
+
+def add(settings: Settings, name: str, procedure: str, columns: Mapping[str, Any]) -> int:
+    """A new job; its number."""
+    with _opened(settings, name) as (conn, where):
+        return definitions.add(conn, where, procedure, columns)
+
+
+def alter(settings: Settings, name: str, job: int, columns: Mapping[str, Any], next_start: datetime | None) -> None:
+    """Change a job; `next_start` makes it due then."""
+    with _opened(settings, name) as (conn, where):
+        if columns or next_start is None:
+            definitions.alter(conn, where, job, columns)
+        if next_start is not None and not MANAGE["start_at"].run(conn, {"job": job, "at": next_start}):
+            raise PermanentFailure(f"{name} has no job {job}; `headrace postprocessing list` shows them")
+
+
+def delete(settings: Settings, name: str, job: int, *, by: str) -> None:
+    """A job goes; what runs of it is cancelled, its history stays."""
+    with _opened(settings, name) as (conn, where):
+        definitions.delete(conn, where, job)
+    cancel(settings, name, job=job, by=by)
+
+
+def cancel(settings: Settings, name: str, *, run: int | None = None, job: int | None = None, by: str) -> list[int]:
+    """Have a run, or all live runs of a job, end; the runs that this concerns."""
+    ended = []
+    with _opened(settings, name, autocommit=False) as (conn, where):
+        for row in MANAGE["cancel_runs"].rows(conn, {"run": run, "job": job, "by": by}):
+            ended.append(row[0])
+            if row[2] == "queued":
+                outcome = store.Outcome("cancelled", f"cancelled by {by} before it started", cancelled_by=by)
+                store.finish(conn, row[0], outcome, database=name, pid=None, daily=where.daily, hdbpp_stats=False)
+            else:
+                SQL["cancel_backend"].run(conn, {"pid": row[3], "start": row[4]})
+        conn.commit()
+    return ended
+
+
+def pause(
+    settings: Settings,
+    name: str,
+    *,
+    job: int | None,
+    span: tuple[datetime | None, datetime | None],
+    by: str,
+    reason: str | None,
+) -> None:
+    """Nothing of a database, or of one of its jobs, starts in that span; None stands for now and for no end."""
+    facts = {"job": job, "starts": span[0], "ends": span[1], "by": by, "reason": reason}
+    with _opened(settings, name) as (conn, _where):
+        MANAGE["pause"].run(conn, facts)
+
+
+def resume(settings: Settings, name: str, *, job: int | None) -> int:
+    """Take pauses back; how many."""
+    with _opened(settings, name) as (conn, _where):
+        return MANAGE["resume"].run(conn, {"job": job})
+
+
+def status(settings: Settings, name: str) -> dict[str, Any]:
+    """What a database's jobs do, what holds them back, and which need somebody.
+
+    Raises ServerUnavailable when it cannot be reached; changes nothing there.
+    """
+    facts = scope.read(settings, name)
+    if not facts.is_set_up:
+        return {"database": name, "set_up": False}
+    with database.connection(settings.target(name), purpose="postprocessing", autocommit=True) as conn:
+        document = MANAGE["summary"].records(conn)[0]
+        document |= {
+            "database": name,
+            "set_up": True,
+            "read_only": facts.is_read_only,
+            "troubles": MANAGE["troubles"].records(conn, {"limit": 50}),
+            "pauses": MANAGE["pauses"].records(conn),
+        }
+    return document
+
+
+def forget_old_runs(settings: Settings, name: str) -> int:
+    """Delete history beyond its retention; how many runs went."""
+    facts = scope.read(settings, name)
+    if not facts.is_set_up or facts.is_read_only:
+        return 0
+    room = settings.postprocessing
+    older = {"older": timedelta(days=room.history_days), "most": room.history_runs}
+    with database.connection(settings.target(name), purpose="postprocessing", autocommit=True) as conn:
+        return MANAGE["forget_runs"].run(conn, older)

@@ -1,0 +1,208 @@
+"""What is to be done about a job: when it is due first, what a due one runs, what comes after a run.
+
+Pure: a definition, a state and a moment give a decision. TimescaleDB's rules where it has one (fixed and drifting
+schedules, linear retry with jitter and caps); missed slots, overlap and lost runs are rules of our own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from workers.postprocessing import windows
+from workers.postprocessing.jobs import ENDED_BADLY, Ended, Job, Plan, State
+from workers.postprocessing.schedule import Schedule, first_slot, next_slot, slots_between
+
+MOST_SKIPPED_ROWS = 100  # of one outage; the newest
+LATE = timedelta(seconds=60)
+MOST_BACKED_OFF = 20  # failures in a row beyond which the delay grows no more
+JITTER = 0.125
+TRANSIENT_DELAY = timedelta(seconds=10)
+TRANSIENT_PATIENCE = 5  # failures in a row that a passing trouble may cause before max_retries counts
+_TRANSIENT = ("40001", "40P01", "55P03", "08", "57P0")
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What a due job does now: the slot that runs (None: none), those that never will, and the plan without a run."""
+
+    run: datetime | None
+    reason: str = "schedule"
+    attempt: int = 1
+    skipped: tuple[datetime, ...] = ()
+    why_skipped: str = ""
+    catch_up_until: datetime | None = None
+    plan: Plan = field(default_factory=Plan)
+    late: timedelta = timedelta(0)
+
+
+@dataclass(frozen=True, slots=True)
+class After:
+    """What a run's end changes: the plan, the failures in a row, and whether the job goes on at all."""
+
+    plan: Plan
+    consecutive_failures: int
+    disable: bool = False
+    over: bool = False  # a one-shot has had its run
+    skipped: tuple[datetime, ...] = ()
+
+
+def first_plan(job: Job, state: State, now: datetime) -> Plan:
+    """When a new, changed or re-enabled job is due. Raises ScheduleError for a schedule that means nothing.
+
+    A change of the schedule starts anew from `now` and makes up for nothing; a pending retry stays.
+    """
+    if job.schedule is None:
+        return _kept(state) if state.reason == "after" else Plan()
+    if state.planned_at is None or (state.last_slot is None and job.schedule.interval is not None):
+        slot = first_slot(job.schedule, now=now)
+    elif job.schedule.at is not None:
+        slot = job.schedule.at if state.last_slot is None or job.schedule.at > state.last_slot else None
+    else:
+        slot = next_slot(job.schedule, max(now, state.last_slot or now), last_finish=state.last_finish)
+    plan = _plan(job, slot, not_before=now)
+    if state.reason == "retry" and state.next_start and (not plan.next_start or state.next_start < plan.next_start):
+        return _kept(state)
+    return plan
+
+
+def due(job: Job, state: State, now: datetime) -> Due:
+    """What a job does whose next_start has come: run a slot, skip some, or both."""
+    if state.slot is None or state.next_start is None or job.schedule is None or state.reason != "schedule":
+        slot = state.next_start if state.reason == "retry" else state.slot
+        return Due(slot or state.next_start, reason=state.reason, attempt=state.attempt)
+    first = state.slot
+    drifting = job.schedule.interval is not None and not job.schedule.fixed
+    repeats = job.schedule.at is None and not drifting
+    # A shut window delays a slot, it does not miss it: lateness counts from the window's opening.
+    opened = _opened(job, first)
+    later = slots_between(job.schedule, first, now, MOST_SKIPPED_ROWS) if repeats and not job.run_window else []
+    slots = [first, *later]
+    late = now - opened
+    if job.start_deadline is not None:
+        expired = tuple(slot for slot in slots if now - _opened(job, slot) > job.start_deadline)
+        if expired:
+            slots = [slot for slot in slots if slot not in expired]
+            if not slots:
+                return Due(None, skipped=expired, why_skipped=_too_late(job), plan=_next(job, now, now), late=late)
+            return Due(slots[-1], "catch-up", skipped=(*expired, *slots[:-1]), why_skipped=_too_late(job), late=late)
+    if not later and late <= _tolerance(job, first):
+        return Due(first, attempt=state.attempt, catch_up_until=state.catch_up_until)
+    if job.missed == "skip":
+        if later and now - later[-1] <= _tolerance(job, later[-1]):
+            return Due(later[-1], skipped=tuple(slots[:-1]), why_skipped="missed while no scheduler ran", late=late)
+        why = "missed while no scheduler ran"
+        return Due(None, skipped=tuple(slots), why_skipped=why, plan=_next(job, now, now), late=late)
+    if job.missed == "all":
+        kept = slots[-job.missed_cap :]
+        why = f"missed, and more than missed_cap = {job.missed_cap} slots were"
+        return Due(
+            kept[0], "catch-up", skipped=tuple(slots[: -len(kept)]), why_skipped=why, catch_up_until=now, late=late
+        )
+    why = f"missed; the run of {slots[-1]:%Y-%m-%d %H:%M:%S} UTC makes up for it"
+    return Due(slots[-1], "catch-up", skipped=tuple(slots[:-1]), why_skipped=why, late=late)
+
+
+def after(job: Job, state: State, ended: Ended, *, jitter: float) -> After:
+    """What follows a run of the schedule. `jitter` is a random number between -1 and 1.
+
+    Failures follow TimescaleDB's rule: finish + retry_period x failures (at most 20), capped at five intervals, 12.5 %
+    more or less, and for a fixed schedule never beyond the next regular slot.
+    """
+    now = ended.finished_at
+    if ended.state in ENDED_BADLY:
+        failures = state.consecutive_failures + 1
+        transient = _is_transient(ended.sqlstate) and failures < TRANSIENT_PATIENCE
+        if job.max_retries >= 0 and failures >= max(job.max_retries, 1) and not transient:
+            return After(Plan(), failures, disable=True)
+        if ended.state == "lost" and job.on_lost == "skip":
+            return After(_next(job, now, now), failures, over=_is_over(job))
+        return After(_retry(job, ended, failures, transient, jitter), failures)
+    failures = 0 if ended.state == "succeeded" else state.consecutive_failures
+    if job.schedule is None or job.schedule.at is not None:
+        return After(Plan(), failures, over=_is_over(job))
+    last = max(state.last_slot or ended.slot, ended.slot)
+    if state.catch_up_until is not None:
+        slot = next_slot(job.schedule, last, last_finish=now)
+        if slot is not None and slot <= state.catch_up_until:
+            return After(Plan(slot, slot, "schedule", catch_up_until=state.catch_up_until), failures)
+    if job.schedule.interval is not None and not job.schedule.fixed:
+        return After(_next(job, now, now), failures)
+    passed = slots_between(job.schedule, last, now, MOST_SKIPPED_ROWS)
+    if passed and job.overlap == "queue":
+        return After(Plan(now, passed[-1], "after"), failures, skipped=tuple(passed[:-1]))
+    return After(_next(job, now, now), failures, skipped=tuple(passed))
+
+
+def following(job: Job, state: State, now: datetime) -> Plan:
+    """When a job is due again whose present slot has had its run already."""
+    return _next(job, max(now, state.slot or now), state.last_finish or now)
+
+
+def opening(job: Job, moment: datetime) -> datetime:
+    """`moment`, or when the job's window opens next."""
+    return _opened(job, moment)
+
+
+def _retry(job: Job, ended: Ended, failures: int, transient: bool, jitter: float) -> Plan:
+    period = min(job.retry_period, TRANSIENT_DELAY) if transient else job.retry_period
+    delay = period * min(failures, MOST_BACKED_OFF)
+    regular = _next(job, ended.finished_at, ended.finished_at)
+    step = _step(job.schedule, ended.finished_at)
+    if step is not None:
+        delay = min(delay, 5 * step)
+    at = ended.finished_at + delay * (1 + JITTER * jitter)
+    fixed = job.schedule is not None and (job.schedule.cron is not None or job.schedule.fixed)
+    if fixed and regular.next_start is not None and regular.next_start <= at:
+        return regular
+    return Plan(at, ended.slot, "retry", attempt=ended.attempt + 1)
+
+
+def _next(job: Job, moment: datetime, finish: datetime) -> Plan:
+    if job.schedule is None or job.schedule.at is not None:
+        return Plan()
+    return _plan(job, next_slot(job.schedule, moment, last_finish=finish), not_before=moment)
+
+
+def _plan(job: Job, slot: datetime | None, *, not_before: datetime) -> Plan:
+    if slot is None:
+        return Plan()
+    return Plan(_opened(job, slot), slot)
+
+
+def _opened(job: Job, slot: datetime) -> datetime:
+    """The slot itself, or the opening of its window when it falls outside."""
+    return windows.opens_at(windows.parse(job.run_window), job.zone, slot) if job.run_window else slot
+
+
+def _kept(state: State) -> Plan:
+    return Plan(state.next_start, state.slot, state.reason, state.attempt, state.catch_up_until)
+
+
+def _step(schedule: Schedule | None, moment: datetime) -> timedelta | None:
+    """How far apart slots are about now."""
+    if schedule is None or schedule.at is not None:
+        return None
+    if schedule.interval is not None:
+        return schedule.interval.seconds()
+    first = next_slot(schedule, moment)
+    second = next_slot(schedule, first) if first is not None else None
+    return second - first if first is not None and second is not None else None
+
+
+def _tolerance(job: Job, slot: datetime) -> timedelta:
+    """How late a slot may start and still count as on time."""
+    step = _step(job.schedule, slot)
+    return LATE if step is None else min(LATE, max(step / 4, timedelta(seconds=2)))
+
+
+def _too_late(job: Job) -> str:
+    return f"it could not start within its start_deadline of {job.start_deadline}"
+
+
+def _is_transient(sqlstate: str | None) -> bool:
+    return sqlstate is not None and sqlstate.startswith(_TRANSIENT)
+
+
+def _is_over(job: Job) -> bool:
+    return job.schedule is not None and job.schedule.at is not None

@@ -1,0 +1,220 @@
+"""One look at a database: what is due is queued, what changed is planned, what is lost is marked.
+
+One transaction under one lock: two looks at once never queue a slot twice, and a look that dies leaves nothing half
+done. The messages go out after the commit; one that gets lost is sent again by a later look.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta
+
+from workers import alerts, database, logs
+from workers.database import Connection
+from workers.errors import RetryLater
+from workers.messages import DeliverAlerts, Message, RunJob
+from workers.postprocessing import decisions, scope, store
+from workers.postprocessing.jobs import Plan
+from workers.postprocessing.schedule import ScheduleError
+from workers.postprocessing.scope import Scope
+from workers.postprocessing.store import Listed, Live, Outcome
+from workers.settings import Settings
+from workers.sql_files import queries
+from workers.targets import Target
+
+log = logs.get(__name__)
+SQL = queries("postprocessing")
+
+CANDIDATES = 1000  # due jobs weighed at once; priority counts among them
+REPLANNED_AT_ONCE = 2000
+RESEND = timedelta(seconds=60)
+SILENT = timedelta(seconds=30)  # three heartbeats: the backend is looked for
+ORPHAN = timedelta(seconds=45)  # four: a backend without a living worker is ended
+TERMINATED = timedelta(seconds=60)
+HELD = timedelta(seconds=5)
+MISSED_ALERT = timedelta(seconds=10)
+_MIRROR_SECONDS = (1.0, 4.0)  # least and most between two mirrors of postprocessing_jobs
+_CHECK_SECONDS = 30.0
+
+_mirror_due: dict[str, float] = {}
+_check_due: dict[str, float] = {}
+
+
+def look(settings: Settings, name: str) -> list[Message]:
+    """Queue what is due in one database; the messages to send. Raises ServerUnavailable when it cannot be reached.
+
+    A database without our tables and without hdbpp's is left alone, and a read-only one waits.
+    """
+    if not _is_ours(settings, name):
+        return []
+    where = scope.of(settings, name)
+    if where.facts.is_read_only:
+        raise RetryLater(f"{name} is read-only (a standby?); its jobs wait", after=timedelta(seconds=30))
+    with database.connection(where.target, purpose="postprocessing look") as conn:
+        if not SQL["try_look"].value(conn, {"key": store.LOOK_KEY}):
+            return []
+        _mirror(conn, where)
+        _settle_silent_runs(conn, where)
+        SQL["free_ended"].run(conn)
+        _replan(conn, where)
+        _queue_due(conn, where, settings)
+        messages: list[Message] = [
+            RunJob(database=name, job=job, job_run=run)
+            for run, job in store.unsent(conn, RESEND, settings.postprocessing.in_flight)
+        ]
+        if _is_time(_check_due, where.target, _CHECK_SECONDS):
+            _tell_of_late_jobs(conn, where)
+        if alerts.waiting(conn):
+            messages.append(DeliverAlerts(database=name))
+        conn.commit()
+    return messages
+
+
+def _is_ours(settings: Settings, name: str) -> bool:
+    """Whether there is anything to look after; our tables are made beside hdbpp's, and nowhere else unasked."""
+    target = settings.target(name)
+    if scope.is_known(target):
+        return True
+    facts = scope.read(settings, name)
+    return facts.is_set_up or facts.has_hdbpp
+
+
+def _mirror(conn: Connection, where: Scope) -> None:
+    if not where.facts.has_hdbpp or time.monotonic() < _mirror_due.get(where.target.dsn, 0.0):
+        return
+    began = time.monotonic()
+    store.mirror(conn)
+    # A table of a hundred thousand jobs takes a noticeable time; at most a twentieth of it all goes there.
+    took = time.monotonic() - began
+    least, most = _MIRROR_SECONDS
+    _mirror_due[where.target.dsn] = began + min(most, max(least, 20 * took)) - 0.1
+
+
+def _settle_silent_runs(conn: Connection, where: Scope) -> None:
+    for run, job, pid, silent_seconds, lives in SQL["silent_runs"].rows(conn, {"older": SILENT}):
+        if not lives:
+            message = "its worker died, or lost its session, and left no outcome"
+            store.finish(
+                conn, run, Outcome("lost", message), database=where.name, pid=pid, daily=where.daily,
+                hdbpp_stats=where.facts.has_hdbpp_stats,
+            )  # fmt: skip
+            log.warning("job.lost", database=where.name, job=job, job_run=run)
+        elif silent_seconds > ORPHAN.total_seconds():
+            ended = silent_seconds > TERMINATED.total_seconds()
+            SQL["end_orphan"].run(conn, {"run": run, "terminate": ended})
+            log.warning("job.orphan", database=where.name, job=job, job_run=run, pid=pid, terminated=ended)
+
+
+def _replan(conn: Connection, where: Scope) -> None:
+    ids = store.to_replan(conn, REPLANNED_AT_ONCE)
+    if not ids:
+        return
+    now = store.now(conn)
+    for item in store.listed(conn, ids, daily=where.daily):
+        job, state = item.job, item.state
+        if not job.scheduled or state.live_run is not None:
+            store.set_plan(conn, job.id, Plan())
+            continue
+        try:
+            store.set_plan(conn, job.id, decisions.first_plan(job, state, now))
+        except ScheduleError as problem:
+            store.set_plan(conn, job.id, Plan(), problem=str(problem))
+            alter = f"headrace postprocessing alter {job.id} --database {where.name}"
+            message = f"its schedule means nothing, so it never runs: {problem}"
+            store.alert(conn, where.name, "disabled", job.id, job.name, message=message, next=alter)
+
+
+def _queue_due(conn: Connection, where: Scope, settings: Settings) -> None:
+    ids = store.due_ids(conn, CANDIDATES)
+    if not ids:
+        return
+    quiet = store.quiet(conn)
+    if 0 in quiet or _is_too_busy(conn, settings):
+        return
+    now = store.now(conn)
+    live = store.live(conn)
+    most = min(where.max_running or settings.postprocessing.in_flight, settings.postprocessing.in_flight)
+    room = max(0, most - live.total)
+    # What is held back must not keep others from their turn: more are read than fit.
+    taken = 0
+    for start in range(0, len(ids), 200):
+        if taken >= room:
+            return
+        by_id = {item.job.id: item for item in store.listed(conn, ids[start : start + 200], daily=where.daily)}
+        for job_id in ids[start : start + 200]:
+            if taken >= room:
+                return
+            item = by_id.get(job_id)
+            if item is not None and item.state.next_start is not None and item.state.next_start <= now:
+                taken += _queue(conn, where, item, now, live, quiet)
+
+
+def _queue(
+    conn: Connection,
+    where: Scope,
+    item: Listed,
+    now: datetime,
+    live: Live,
+    quiet: dict[int, tuple[datetime | None, str]],
+) -> bool:
+    """Queue one due job, or say what holds it back; whether a run was queued."""
+    job = item.job
+    if job.id in quiet:
+        until, why = quiet[job.id]
+        store.hold(conn, job.id, min(until or now + HELD, now + HELD), why)
+        return False
+    if live.group_is_full(job.lock_group):
+        store.hold(conn, job.id, now + timedelta(seconds=1), f"lock group {job.lock_group}")
+        return False
+    opens = decisions.opening(job, now)
+    if opens > now and item.state.reason != "after":
+        store.hold(conn, job.id, opens, f"its window {job.run_window}")
+        return False
+    due = decisions.due(job, item.state, now)
+    run = store.queue_slot(conn, item, due)
+    if (due.skipped and due.late > MISSED_ALERT) or (due.reason == "catch-up" and due.late > decisions.LATE):
+        _tell_of_missed(conn, where, item, due)
+    if run is None:
+        # No run for this moment: the rest was skipped, or the slot has had its run.
+        plan = due.plan if due.run is None else decisions.following(job, item.state, now)
+        store.set_plan(conn, job.id, plan)
+        return False
+    live.count(job.lock_group)
+    return True
+
+
+def _tell_of_missed(conn: Connection, where: Scope, item: Listed, due: decisions.Due) -> None:
+    count = len(due.skipped) + (due.run is not None)
+    then = f"it runs now, for {due.run:%Y-%m-%d %H:%M:%S} UTC" if due.run is not None else "none of them runs"
+    message = f"{count} slots were missed, the first {due.late.total_seconds():.0f} s ago; {then}"
+    history = f"headrace postprocessing history {item.job.id} --database {where.name}"
+    store.alert(conn, where.name, "missed", item.job.id, item.job.name, message=message, next=history)
+
+
+def _tell_of_late_jobs(conn: Connection, where: Scope) -> None:
+    for job, name, last, allowed in SQL["late_jobs"].rows(conn):
+        since = f"since {last:%Y-%m-%d %H:%M:%S} UTC" if last else "ever"
+        message = f"has not ended well {since}; alert_after is {allowed}"
+        history = f"headrace postprocessing history {job} --database {where.name}"
+        store.alert(conn, where.name, "late", job, name, message=message, next=history)
+
+
+def _is_too_busy(conn: Connection, settings: Settings) -> bool:
+    """The load guard: nothing starts while the server has too much to do or a standby lags too far behind."""
+    room = settings.postprocessing
+    if room.max_active_sessions is None and room.max_replay_lag_seconds is None:
+        return False
+    active, lag = SQL["load"].rows(conn)[0]
+    busy = room.max_active_sessions is not None and active > room.max_active_sessions
+    behind = room.max_replay_lag_seconds is not None and lag > room.max_replay_lag_seconds
+    if busy or behind:
+        log.info("look.too_busy", active_sessions=active, replay_lag_seconds=lag)
+    return busy or behind
+
+
+def _is_time(due: dict[str, float], target: Target, seconds: float) -> bool:
+    now = time.monotonic()
+    if now < due.get(target.dsn, 0.0):
+        return False
+    due[target.dsn] = now + seconds
+    return True
