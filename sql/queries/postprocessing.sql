@@ -36,8 +36,22 @@ GRANT USAGE ON SCHEMA headrace TO {role}
 
 -- name: grant_facade
 -- Let a role manage jobs of its own.
--- slots: routines, role
-GRANT EXECUTE ON ROUTINE {routines} TO {role}
+-- slots: routine, role
+GRANT EXECUTE ON ROUTINE {routine} TO {role}
+
+-- name: grant_orders
+-- Let a role place orders at the façade's counter.
+-- slots: role
+GRANT SELECT, INSERT ON headrace.job_order TO {role}
+
+-- name: may_become
+-- Whether this login may run procedures as that role.
+SELECT pg_has_role(current_user, %(role)s, 'MEMBER')
+
+-- name: grant_role
+-- Let this login run procedures as that role.
+-- slots: role
+GRANT {role} TO CURRENT_USER
 
 -- name: grant_views
 -- Let a role read what jobs there are and how they went.
@@ -48,7 +62,8 @@ GRANT SELECT ON headrace.jobs, headrace.job_stats, headrace.job_errors, headrace
 -- The routines of the façade that other roles may be allowed to call.
 SELECT p.oid::regprocedure::text
   FROM pg_catalog.pg_proc p
- WHERE p.pronamespace = 'headrace'::regnamespace AND p.prorettype <> 'trigger'::regtype
+ WHERE p.pronamespace = 'headrace'::regnamespace
+   AND p.proname IN ('add_job', 'alter_job', 'delete_job', 'run_job', 'start_job', 'cancel_run')
  ORDER BY 1
 
 -- name: try_look
@@ -400,7 +415,7 @@ UPDATE headrace.job_state
 -- What follows a run of the schedule; a definition that changed meanwhile is planned by the next look.
 UPDATE headrace.job_state
    SET live_run = NULL,
-       next_start = CASE WHEN NOT replan THEN %(next_start)s END,
+       next_start = CASE WHEN NOT replan THEN %(next_start)s::timestamptz END,
        slot = %(slot)s, reason = %(reason)s, attempt = %(attempt)s, catch_up_until = %(catch_up_until)s,
        consecutive_failures = %(failures)s
  WHERE job_id = %(job)s
@@ -460,6 +475,18 @@ UPDATE headrace.job_state s SET late_alert_at = now()
    AND s.late_alert_at IS NULL
    AND coalesce(s.last_successful_finish, j.created_at) < now() - j.alert_after
 RETURNING s.job_id, j.name, s.last_successful_finish, j.alert_after
+
+-- name: savepoint
+-- One job's trouble is undone alone.
+SAVEPOINT one_job
+
+-- name: undo_one
+-- Back to before this job.
+ROLLBACK TO SAVEPOINT one_job
+
+-- name: keep_one
+-- This job is done with.
+RELEASE SAVEPOINT one_job
 
 -- name: now
 -- The database's own clock, which all of its schedules follow.

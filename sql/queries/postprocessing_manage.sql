@@ -20,10 +20,6 @@ SELECT j.job_id, j.origin, j.name, coalesce(h.proc_name, concat_ws('.', j.proc_s
 -- The jobs of hdbpp's table, in the order in which a drop-in run takes them.
 SELECT job_id FROM headrace.job WHERE origin = 'hdbpp' AND gone_at IS NULL ORDER BY job_id
 
--- name: all_jobs
--- Every job that is there.
-SELECT job_id FROM headrace.job WHERE gone_at IS NULL ORDER BY job_id
-
 -- name: job_exists
 -- Whether there is such a job.
 SELECT EXISTS (SELECT FROM headrace.job WHERE job_id = %(job)s AND gone_at IS NULL)

@@ -20,7 +20,9 @@ SOURCES = [
     if "__pycache__" not in str(path)
 ]
 # COPY cannot be prepared; what makes temporary tables is run by the tests of its room.
-UTILITY = re.compile(r"^\s*(COPY|CREATE|ALTER|DROP|GRANT|TRUNCATE)\b", re.IGNORECASE)
+UTILITY = re.compile(
+    r"^\s*(COPY|CREATE|ALTER|DROP|GRANT|RESET|SET|TRUNCATE|CALL|SAVEPOINT|ROLLBACK|RELEASE)\b", re.IGNORECASE
+)
 
 
 def uses() -> Iterator[tuple[Path, str, str]]:

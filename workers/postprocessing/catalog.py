@@ -118,9 +118,16 @@ def grants(role: str, routines: list[str]) -> list[Query]:
     name = sql.Identifier(role)
     return [
         SQL["grant_schema"].with_slots(role=name),
-        *(SQL["grant_facade"].with_slots(routines=sql.SQL(routine), role=name) for routine in routines),
+        SQL["grant_orders"].with_slots(role=name),
+        *(SQL["grant_facade"].with_slots(routine=sql.SQL(routine), role=name) for routine in routines),
         SQL["grant_views"].with_slots(role=name),
     ]
+
+
+def grant_membership(conn: Connection, role: str) -> None:
+    """Let this login run procedures as that role, if it may not yet."""
+    if not SQL["may_become"].value(conn, {"role": role}):
+        SQL["grant_role"].with_slots(role=sql.Identifier(role)).run(conn)
 
 
 def insert(conn: Connection, columns: dict[str, Any]) -> int:
@@ -143,3 +150,8 @@ def list_jobs(conn: Connection, *, hdbpp: bool, job: int | None, gone: bool) -> 
     empty = sql.SQL("(SELECT NULL::bigint AS job_id, NULL::text AS proc_name, NULL::jsonb AS config)")
     table = sql.Identifier("public", "postprocessing_jobs") if hdbpp else empty
     return MANAGE["list_jobs"].with_slots(hdbpp=table).records(conn, {"job": job, "gone": gone})
+
+
+def identifier(*parts: str) -> sql.Identifier:
+    """A name, schema first, to fill a query's slot."""
+    return sql.Identifier(*parts)

@@ -7,6 +7,8 @@ done. The messages go out after the commit; one that gets lost is sent again by 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 from workers import alerts, database, logs
@@ -93,16 +95,40 @@ def _mirror(conn: Connection, where: Scope) -> None:
 def _settle_silent_runs(conn: Connection, where: Scope) -> None:
     for run, job, pid, silent_seconds, lives in SQL["silent_runs"].rows(conn, {"older": SILENT}):
         if not lives:
-            message = "its worker died, or lost its session, and left no outcome"
-            store.finish(
-                conn, run, Outcome("lost", message), database=where.name, pid=pid, daily=where.daily,
-                hdbpp_stats=where.facts.has_hdbpp_stats,
-            )  # fmt: skip
+            with _alone(conn, where, job):
+                _lose(conn, where, run, pid)
             log.warning("job.lost", database=where.name, job=job, job_run=run)
         elif silent_seconds > ORPHAN.total_seconds():
             ended = silent_seconds > TERMINATED.total_seconds()
             SQL["end_orphan"].run(conn, {"run": run, "terminate": ended})
             log.warning("job.orphan", database=where.name, job=job, job_run=run, pid=pid, terminated=ended)
+
+
+def _lose(conn: Connection, where: Scope, run: int, pid: int) -> None:
+    message = "its worker died, or lost its session, and left no outcome"
+    store.finish(
+        conn, run, Outcome("lost", message), database=where.name, pid=pid, daily=where.daily,
+        hdbpp_stats=where.facts.has_hdbpp_stats,
+    )  # fmt: skip
+
+
+@contextmanager
+def _alone(conn: Connection, where: Scope, job: int) -> Iterator[None]:
+    """What goes wrong with one job is undone and said, and costs no other job its look."""
+    SQL["savepoint"].run(conn)
+    try:
+        yield
+    except RetryLater:
+        raise
+    except Exception as bug:
+        if conn.closed:
+            raise
+        SQL["undo_one"].run(conn)
+        log.exception("look.job", database=where.name, job=job)
+        problem = f"cannot be scheduled: {database.first_line(bug)}; please report this"
+        store.set_plan(conn, job, Plan(), problem=problem)
+    else:
+        SQL["keep_one"].run(conn)
 
 
 def _replan(conn: Connection, where: Scope) -> None:
@@ -115,13 +141,14 @@ def _replan(conn: Connection, where: Scope) -> None:
         if not job.scheduled or state.live_run is not None:
             store.set_plan(conn, job.id, Plan())
             continue
-        try:
-            store.set_plan(conn, job.id, decisions.first_plan(job, state, now))
-        except ScheduleError as problem:
-            store.set_plan(conn, job.id, Plan(), problem=str(problem))
-            alter = f"headrace postprocessing alter {job.id} --database {where.name}"
-            message = f"its schedule means nothing, so it never runs: {problem}"
-            store.alert(conn, where.name, "disabled", job.id, job.name, message=message, next=alter)
+        with _alone(conn, where, job.id):
+            try:
+                store.set_plan(conn, job.id, decisions.first_plan(job, state, now))
+            except ScheduleError as problem:
+                store.set_plan(conn, job.id, Plan(), problem=str(problem))
+                alter = f"headrace postprocessing alter {job.id} --database {where.name}"
+                message = f"its schedule means nothing, so it never runs: {problem}"
+                store.alert(conn, where.name, "disabled", job.id, job.name, message=message, next=alter)
 
 
 def _queue_due(conn: Connection, where: Scope, settings: Settings) -> None:
@@ -146,7 +173,8 @@ def _queue_due(conn: Connection, where: Scope, settings: Settings) -> None:
                 return
             item = by_id.get(job_id)
             if item is not None and item.state.next_start is not None and item.state.next_start <= now:
-                taken += _queue(conn, where, item, now, live, quiet)
+                with _alone(conn, where, job_id):
+                    taken += _queue(conn, where, item, now, live, quiet)
 
 
 def _queue(

@@ -98,3 +98,4 @@ def _make(conn: Connection, *, hdbpp: bool, procedures: Sequence[str], grant: st
         routines = [row[0] for row in SQL["facade_routines"].rows(conn)]
         for query in catalog.grants(grant, routines):
             query.run(conn)
+        catalog.grant_membership(conn, grant)
