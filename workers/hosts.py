@@ -60,6 +60,12 @@ def listing(control: Target) -> list[Host]:
         return [Host(*row) for row in SQL["hosts"].rows(conn)]
 
 
+def worker_is_up(control: Target, host: str, name: str, since: datetime) -> bool:
+    """Whether a worker of this host has announced itself since then."""
+    with database.connection(control, purpose="hosts", autocommit=True) as conn:
+        return bool(SQL["worker_is_up"].value(conn, {"host": host, "name": name, "since": since}))
+
+
 def require(control: Target, name: str) -> None:
     """Raise PermanentFailure unless a worker or watcher of this host has ever announced itself.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging.handlers
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import timedelta
 from pathlib import Path
@@ -181,7 +182,7 @@ def cancel(state: State, run: int | None, job: int | None, db: str | None) -> in
 def status(state: State, db: str | None) -> int:
     """What every database's jobs do, and which need somebody; exit 1 if any does."""
     conf = state.settings
-    documents = [room_status(conf, one) for one in ([db] if db else api.names(conf))]
+    documents = statuses(conf, [api.check_name(conf, db)] if db else api.names(conf))
     needs = needs_of(documents)
     if state.json:
         state.emit({"databases": documents, "needs_a_person": needs})
@@ -192,12 +193,19 @@ def status(state: State, db: str | None) -> int:
     return SOME_FAILED if needs else DONE
 
 
-def room_status(conf: Settings, name: str) -> dict[str, Any]:
-    """The state of one database's jobs; one that cannot be reached says so."""
-    try:
-        return api.status(conf, name)
-    except HeadraceError as error:
-        return {"database": name, "unreachable": str(error)}
+def statuses(conf: Settings, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The state of every database's jobs, asked at the same time; one that cannot be reached says so."""
+
+    def one(name: str) -> dict[str, Any]:
+        try:
+            return api.status(conf, name)
+        except HeadraceError as error:
+            return {"database": name, "unreachable": str(error)}
+        finally:
+            database.close_all()
+
+    with ThreadPoolExecutor(max_workers=max(1, min(32, len(names)))) as pool:
+        return list(pool.map(one, names))
 
 
 def needs_of(documents: Sequence[dict[str, Any]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ import click
 from producers.cli.context import DONE, State, json_option, pass_state
 from workers import database, hosts, migrations, status
 from workers.errors import ServerUnavailable
+from workers.postprocessing import api as jobs
 from workers.services import background
 from workers.services.children import ChildSpec
 from workers.services.deployment import Deployment
@@ -27,6 +29,7 @@ from workers.settings import Settings
 from workers.targets import CONTROL, Target
 from workers.telemetry import api as telemetry
 
+LONG_ROOMS = ("postprocessing", "repack")
 _PYTHON = [sys.executable, "-m"]
 _CELERY = [*_PYTHON, "celery", "-A", "workers"]
 _HEADRACE = [*_PYTHON, "producers.cli"]
@@ -35,16 +38,8 @@ _HEADRACE = [*_PYTHON, "producers.cli"]
 def child_specs(conf: Settings, data_dir: Path, control: Target, endpoints: Endpoints) -> Sequence[ChildSpec]:
     """Beat, a worker, Flower, and the watcher where there are folders to watch; each with its sign of health."""
     logs = data_dir / "logs"
-    began = datetime.now(UTC)
     specs = [
-        ChildSpec(
-            name="worker",
-            argv=[*_CELERY, "worker", "-n", f"worker@{conf.host}"],
-            log_path=logs / "worker.log",
-            hasten_signal=signal.SIGQUIT,
-            stop_timeout_seconds=60.0,
-            health=lambda: any(h.name == conf.host and h.last_seen > began for h in hosts.listing(control)),
-        ),
+        *_workers(conf, logs, control),
         ChildSpec(
             name="beat",
             argv=[*_CELERY, "beat"],
@@ -71,6 +66,27 @@ def child_specs(conf: Settings, data_dir: Path, control: Target, endpoints: Endp
     return specs
 
 
+def _workers(conf: Settings, logs: Path, control: Target) -> list[ChildSpec]:
+    """A worker for short work, and one for jobs that may take hours, so that they never keep a file waiting."""
+    began = datetime.now(UTC)
+    long = [room for room in conf.worker.rooms if room in LONG_ROOMS]
+    short = [room for room in conf.worker.rooms if room not in LONG_ROOMS]
+    shares = {"worker": (short, conf.worker.ticks or not short), "jobs": (long, conf.worker.ticks and not short)}
+    return [
+        ChildSpec(
+            name=name,
+            argv=[*_CELERY, "worker", "-n", f"{name}@{conf.host}"],
+            log_path=logs / f"{name}.log",
+            env={"HEADRACE_WORKER__ROOMS": json.dumps(rooms), "HEADRACE_WORKER__TICKS": json.dumps(ticks)},
+            hasten_signal=signal.SIGQUIT,
+            stop_timeout_seconds=60.0,
+            health=partial(hosts.worker_is_up, control, conf.host, f"{name}@{conf.host}", began),
+        )
+        for name, (rooms, ticks) in shares.items()
+        if rooms
+    ]
+
+
 def make_deployment(conf: Settings, data_dir: Path, environment: dict[str, str]) -> Deployment:
     """Everything on this machine: the servers that are not configured, the schema, and our processes."""
     configured = conf.control.dsn or conf.control.database
@@ -83,6 +99,8 @@ def make_deployment(conf: Settings, data_dir: Path, environment: dict[str, str])
             migrations.migrate(conn, migrations.FOUNDATION)
         if conf.telemetry.database == CONTROL:
             telemetry.setup(conf, target=control(endpoints))
+        if not configured:
+            jobs.set_up(conf, CONTROL, hdbpp=False, target=control(endpoints))
 
     return Deployment(
         data_dir,

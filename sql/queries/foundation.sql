@@ -10,6 +10,10 @@ INSERT INTO headrace.worker (host, name, queues)
 VALUES (%(name)s, %(worker)s, %(queues)s)
 ON CONFLICT (host, name) DO UPDATE SET last_seen = now(), queues = excluded.queues
 
+-- name: worker_is_up
+-- Whether this worker has been heard of since then.
+SELECT EXISTS (SELECT FROM headrace.worker WHERE host = %(host)s AND name = %(name)s AND last_seen > %(since)s)
+
 -- name: forget_workers
 -- Workers of this host that were not heard of for a day.
 DELETE FROM headrace.worker WHERE host = %(name)s AND last_seen < now() - interval '1 day'

@@ -25,8 +25,11 @@ MOVED = "HDB++ postprocessing (moved to headrace.job)"  # no longer what hdbpp-p
 DEFAULT_DAILY = ("0 2 * * *", "UTC")
 
 _IMPORT_KEY = store.LOOK_KEY - 1
-_NAME = r'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*)'
-_ROUTINE = re.compile(rf"\s*{_NAME}\s*(?:\.\s*{_NAME}\s*)?")
+# What parse_ident() takes, so that it is never asked about anything else: its error would end the transaction.
+_SPACE = r"[ \t\n\r\f]*"
+_NAME = rf'(?:"(?:[^"]|"")+"|[^\W\d][\w$]*){_SPACE}'
+_WRITTEN = rf"{_SPACE}{_NAME}(?:\.{_SPACE}{_NAME})?"
+_ROUTINE = re.compile(_WRITTEN)
 _SECONDS = re.compile(r"\s*(\d+)\s+seconds?\s*", re.IGNORECASE)
 _LOCAL_HOSTS = ("", "localhost", "127.0.0.1", "::1")
 # What a row of headrace.job says about a job besides what it runs.
@@ -111,8 +114,10 @@ def existing(conn: Connection, found: Found) -> int | None:
 def take(conn: Connection, found: Found) -> int:
     """Make it a job of our own, in the caller's transaction; its number. Twice is harmless: the first one's number.
 
-    Raises PermanentFailure for one with problems, and when the login may not make it.
+    Raises PermanentFailure for one with problems, and when the login may not make it; TypeError without a transaction.
     """
+    if conn.autocommit:
+        raise TypeError("take() needs a transaction, for a refusal to leave nothing behind: autocommit is on")
     if found.problems:
         raise PermanentFailure(f"{found} cannot be taken over: {'; '.join(found.problems)}")
     SQL["wait_for_imports"].row(conn, {"key": _IMPORT_KEY})
@@ -389,10 +394,10 @@ def _end_of_comment(command: str, start: int) -> int:
 
 
 def _has_output(conn: Connection, call: str) -> bool:
-    name = re.match(rf"CALL\s+({_NAME}\s*(?:\.\s*{_NAME}\s*)?)\(", call, re.IGNORECASE)
+    name = re.match(rf"CALL\s+({_WRITTEN})\(", call, re.IGNORECASE)
     if name is None:
         return False
-    schema, procedure = catalog.parts_of(conn, name[1].strip())
+    schema, procedure = catalog.parts_of(conn, name[1])
     return bool(SQL["has_output_parameters"].value(conn, {"schema": schema, "name": procedure}))
 
 
@@ -494,6 +499,7 @@ def _for_timescaledb(row: Mapping[str, Any]) -> str:
         if grid is None:
             return _left_out(row, f"TimescaleDB has no cron, and {row['cron']} is no plain interval")
         interval, named["initial_start"] = grid
+        named.pop("fixed_schedule", None)  # says nothing beside cron, and would let an interval drift
         named["timezone"] = _literal(row["timezone"] or "UTC")
     elif row["run_at"] is not None:
         return _left_out(row, f"TimescaleDB has no job that runs once (at {row['run_at'].astimezone(UTC)})")

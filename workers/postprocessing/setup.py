@@ -12,6 +12,7 @@ from workers.errors import PermanentFailure
 from workers.postprocessing import catalog, scope, store
 from workers.settings import Settings
 from workers.sql_files import queries
+from workers.targets import Target
 
 SQL = queries("postprocessing")
 
@@ -59,12 +60,13 @@ def run(
     procedures: Sequence[str] = (),
     grant: str | None = None,
     dry_run: bool = False,
+    target: Target | None = None,
 ) -> list[Step]:
     """Make what is missing in one database; what was (or would be) made. Twice is harmless.
 
     Raises PermanentFailure when the login may not, ServerUnavailable when the database cannot be reached.
     """
-    target = settings.target(name)
+    target = target or settings.target(name)
     with database.connection(target, purpose="postprocessing setup") as conn:
         steps = plan(conn, facade=facade, hdbpp=hdbpp, procedures=procedures, grant=grant)
         conn.rollback()

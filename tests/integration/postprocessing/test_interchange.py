@@ -1,6 +1,6 @@
 """Jobs from elsewhere and for elsewhere.
 
-pg_cron is the real extension on a PostgreSQL 15 of this test's own. TimescaleDB cannot be had here: its tables, views
+pg_cron is the real extension, on a PostgreSQL of this module's own. TimescaleDB cannot be had here: its tables, views
 and functions are made by hand, with the names, columns, arguments and defaults of its documentation.
 """
 
@@ -92,7 +92,7 @@ CREATE PROCEDURE "My Sch"."Do ""It"" now"(job_id bigint, config json) LANGUAGE s
 """
 WHEEL = 'Mill "Wheel" 1'
 WHEEL_QUOTED = '"Mill ""Wheel"" 1"'
-PG_15 = Path("/usr/lib/postgresql/15")
+DEBIAN = Path("/usr/lib/postgresql")
 
 
 @pytest.fixture
@@ -125,6 +125,18 @@ def one(found: list[interchange.Found]) -> interchange.Found:
     return found[0]
 
 
+def taken(conn: Connection, found: interchange.Found) -> int:
+    """Take one over and commit; its number."""
+    conn.autocommit = False
+    try:
+        number = interchange.take(conn, found)
+        conn.commit()
+    finally:
+        conn.rollback()
+        conn.autocommit = True
+    return number
+
+
 def allow_jobs(ask: Ask) -> None:
     """The role WHEEL may define jobs in this database."""
     ask(f"GRANT USAGE ON SCHEMA headrace TO {WHEEL_QUOTED}")
@@ -147,7 +159,7 @@ def test_a_job_of_timescaledb_keeps_its_definition(ask: Ask, conn: Connection) -
     ask(TIMESCALEDB + ADD_TO_TIMESCALEDB)
     found = one(interchange.read(conn, "timescaledb"))
     assert (found.problems, found.notes) == ([], [])
-    number = interchange.take(conn, found)
+    number = taken(conn, found)
     start = datetime(2030, 1, 1, 8, tzinfo=UTC)
     assert ask(
         "SELECT j.name, proc_schema, proc_name, config::text, schedule_interval, fixed_schedule, timezone,"
@@ -189,14 +201,14 @@ def test_the_switch_from_timescaledb_is_atomic(ask: Ask, conn: Connection) -> No
     paused = one(interchange.read(conn, "timescaledb"))
     number = ask("SELECT job_id FROM headrace.job")[0][0]
     assert (paused.columns["scheduled"], paused.notes) == (False, [f"is job {number} here already"])
-    assert interchange.take(conn, paused) == number
+    assert taken(conn, paused) == number
 
 
 def test_a_paused_job_stays_paused(ask: Ask, conn: Connection) -> None:
     """What is not scheduled there is not scheduled here, and due at no time."""
     ask(TIMESCALEDB + ADD_TO_TIMESCALEDB)
     ask("UPDATE _timescaledb_catalog.bgw_job SET scheduled = false, next_start = 'infinity'")
-    number = interchange.take(conn, one(interchange.read(conn, "timescaledb")))
+    number = taken(conn, one(interchange.read(conn, "timescaledb")))
     state = "SELECT scheduled, next_start, replan FROM headrace.job JOIN headrace.job_state USING (job_id)"
     assert ask(f"{state} WHERE job_id = %s", number) == [(False, None, False)]
 
@@ -220,7 +232,7 @@ def test_what_cannot_run_is_told_and_not_taken(ask: Ask, conn: Connection) -> No
     found = one(interchange.read(conn, "timescaledb"))
     assert found.problems == ["there is no procedure or function public.t_ok (Create it, or correct proc_name.)"]
     with pytest.raises(PermanentFailure, match=r"timescaledb job 1000 .* there is no procedure or function public"):
-        interchange.take(conn, found)
+        taken(conn, found)
 
 
 def test_an_interval_that_means_nothing_is_refused(ask: Ask, conn: Connection) -> None:
@@ -228,10 +240,8 @@ def test_an_interval_that_means_nothing_is_refused(ask: Ask, conn: Connection) -
     ask(TIMESCALEDB + ADD_TO_TIMESCALEDB)
     ask("UPDATE _timescaledb_catalog.bgw_job SET schedule_interval = '1 day -1 hour'")
     found = one(interchange.read(conn, "timescaledb"))
-    conn.autocommit = False
     with pytest.raises(PermanentFailure, match="add days and take time off"):
-        interchange.take(conn, found)
-    conn.rollback()
+        taken(conn, found)
     assert ask("SELECT count(*) FROM headrace.job") == [(0,)]
 
 
@@ -261,7 +271,7 @@ def test_rows_of_hdbpp_get_what_they_got(ask: Ask, conn: Connection) -> None:
     ask("INSERT INTO postprocessing_jobs (application_name, proc_name) VALUES ('other', 't_ok')")
     found = interchange.read(conn, "hdbpp", daily=("30 4 * * *", "Europe/Paris"))
     assert [job.problems for job in found] == [[], []]
-    numbers = [interchange.take(conn, job) for job in found]
+    numbers = [taken(conn, job) for job in found]
     assert ask(
         "SELECT name, proc_schema, proc_name, config::text, cron, timezone FROM headrace.job"
         " WHERE job_id = ANY(%s) ORDER BY job_id", numbers,
@@ -271,7 +281,9 @@ def test_rows_of_hdbpp_get_what_they_got(ask: Ask, conn: Connection) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("procedure", [None, "", "t_ok(1,null); DROP TABLE witness; --", "a.b.c", "%s", "t_ok t_ok"])
+@pytest.mark.parametrize(
+    "procedure", [None, "", "t_ok(1,null); DROP TABLE witness; --", "a.b.c", "%s", "t_ok t_ok", "\x1ft_ok"]
+)
 def test_what_is_no_name_is_a_problem(ask: Ask, conn: Connection, procedure: str | None) -> None:
     """proc_name is data: what is not one name of a routine is told, inside a transaction as well."""
     add_to_hdbpp(ask, procedure, None)
@@ -336,7 +348,7 @@ def test_commands_run_as_they_stand(ask: Ask, conn: Connection, conf: Settings, 
     assert [job.problems for job in found] == [[]] * 6
     assert [any("must not COMMIT" in note for note in job.notes) for job in found] == [False] * 4 + [True, False]
     for job in found:
-        number = interchange.take(conn, job)
+        number = taken(conn, job)
         assert work(api.request(conf, "control", number, by="tester")) == []
     assert ask("SELECT job_name, message FROM headrace.job_run WHERE state <> 'succeeded'") == []
     assert ask("SELECT tag FROM witness ORDER BY tag") == [
@@ -365,7 +377,7 @@ def test_commands_that_no_procedure_may_hold(ask: Ask, conn: Connection, command
     found = one(interchange.read(conn, "pg_cron"))
     assert word in found.problems[0]
     with pytest.raises(PermanentFailure, match="cannot be taken over"):
-        interchange.take(conn, found)
+        taken(conn, found)
 
 
 @pytest.mark.parametrize(
@@ -395,7 +407,7 @@ def test_schedules_of_pg_cron(ask: Ask, conn: Connection) -> None:
     assert (last_day.columns["cron"], last_day.columns["timezone"]) == ("30 4 $ * *", "Europe/Paris")
     assert (seconds.columns["schedule_interval"], seconds.problems) == ("30 seconds", [])
     assert ["@reboot" in reboot.problems[0], "61" in wrong.problems[0]] == [True, True]
-    number = interchange.take(conn, seconds)
+    number = taken(conn, seconds)
     state = "SELECT schedule_interval, initial_start IS NULL, missed, overlap FROM headrace.job WHERE job_id = %s"
     assert ask(state, number) == [(timedelta(seconds=30), False, "skip", "queue")]
 
@@ -430,10 +442,10 @@ def test_a_procedure_that_a_job_runs_is_never_replaced(ask: Ask, conn: Connectio
     """After pg_cron has begun its numbers anew, an import does not slip another command under an old job."""
     ask(PG_CRON)
     add_to_pg_cron(ask, "SELECT note('old')", name="old")
-    first = interchange.take(conn, one(interchange.read(conn, "pg_cron")))
+    first = taken(conn, one(interchange.read(conn, "pg_cron")))
     ask("UPDATE cron.job SET command = 'SELECT 2', jobname = 'new'")
     with pytest.raises(PermanentFailure, match=rf"job {first} runs headrace\.pg_cron_1 already"):
-        interchange.take(conn, one(interchange.read(conn, "pg_cron")))
+        taken(conn, one(interchange.read(conn, "pg_cron")))
     assert ask("SELECT prosrc LIKE '%%note(''old'')%%' FROM pg_proc WHERE proname = 'pg_cron_1'") == [(True,)]
 
 
@@ -442,14 +454,15 @@ def test_a_procedure_that_a_job_runs_is_never_replaced(ask: Ask, conn: Connectio
 
 @pytest.fixture(scope="module")
 def pg_cron() -> Iterator[PostgresServer]:
-    """A PostgreSQL 15 with pg_cron and our tables in its database `headrace`; it ends with this process."""
-    if not (PG_15 / "lib" / "pg_cron.so").exists() or not (PG_15 / "bin" / "initdb").exists():
-        reason = "needs the packages postgresql-15 and postgresql-15-cron; without them pg_cron is not tested"
+    """A PostgreSQL with pg_cron, and our tables in its database `headrace`; it ends with this process."""
+    extensions = sorted(DEBIAN.glob("*/lib/pg_cron.so"))
+    if not extensions:
+        reason = "pg_cron is tested on Debian's: apt-get install postgresql-15-cron (on a newer Debian 17 for 15)"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
     with tempfile.TemporaryDirectory(prefix="headrace-cron-") as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv(POSTGRES_VARIABLE, str(PG_15 / "bin"))
+        patch.setenv(POSTGRES_VARIABLE, str(extensions[-1].parents[1] / "bin"))
         server = PostgresServer(Path(folder))
         server.start()
         server.stop()
