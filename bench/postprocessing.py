@@ -205,8 +205,7 @@ def look() -> list[Row]:
         rows.append(_explained("due_jobs, all 100,000 due", conn))
         rows.append(_look_row("a look, all due, 200 in flight", _full_looks(conf, conn)))
         rows.append(_look_row("a look that queues 200 of them", _looks(conf, conn, MANY, times=5)))
-        rows += _mirror(conf, conn)
-    return rows
+    return rows + _mirror()
 
 
 def _explained(label: str, conn: extensions.connection) -> Row:
@@ -254,24 +253,26 @@ def _full_looks(conf: Settings, conn: extensions.connection) -> list[float]:
     return _looks(conf, conn, None)
 
 
-def _mirror(conf: Settings, conn: extensions.connection) -> list[Row]:
+def _mirror() -> list[Row]:
     """The mirror of a hundred thousand rows of hdbpp's table: the first, one with nothing new, and the planning."""
-    ask(
-        conn,
-        "DELETE FROM headrace.job; INSERT INTO public.postprocessing_jobs (application_name, proc_name, config) "
-        f"SELECT 'HDB++ postprocessing', 'noop', '{{}}' FROM generate_series(1, {MANY})",
-    )
-    ask(conn, "VACUUM ANALYZE")
+    # A server of its own: in a table known to be empty the checks of the foreign key are planned as scans.
+    with private_postgres() as server, our_settings(server) as conf, closing(psycopg2.connect(server.dsn())) as conn:
+        conn.autocommit = True
+        ask(
+            conn,
+            "INSERT INTO public.postprocessing_jobs (application_name, proc_name, config) "
+            f"SELECT 'HDB++ postprocessing', 'noop', '{{}}' FROM generate_series(1, {MANY})",
+        )
 
-    def mirror() -> None:
-        with database.connection(conf.target(), purpose="bench") as other:
-            store.mirror(other)
-            other.commit()
+        def mirror() -> None:
+            with database.connection(conf.target(), purpose="bench") as other:
+                store.mirror(other)
+                other.commit()
 
-    first = _seconds(mirror)
-    ask(conn, "VACUUM ANALYZE")
-    again = [_seconds(mirror) for _ in range(7)]
-    planning = _looks(conf, conn, None, times=4)
+        first = _seconds(mirror)
+        ask(conn, "VACUUM ANALYZE")
+        again = [_seconds(mirror) for _ in range(7)]
+        planning = _looks(conf, conn, None, times=5)[1:]  # the first one sees what the database has
     return [
         ("mirror_hdbpp, 100,000 rows, all new", milliseconds(first), "once", ""),
         _look_row("mirror_hdbpp, 100,000 rows, nothing new", again),

@@ -11,6 +11,7 @@ from producers.cli.context import DONE, SOME_FAILED, UNREACHABLE, USAGE, State, 
 from workers import database, migrations
 from workers.checks import check_broker, check_database
 from workers.errors import HeadraceError, ServerUnavailable, SettingsError
+from workers.postprocessing import api as jobs
 from workers.settings import Settings
 from workers.targets import CONTROL, Target
 
@@ -80,6 +81,11 @@ def validate(state: State) -> int:
             problems.append(str(error))
         except HeadraceError as error:
             problems.append(str(error))
+    for name in jobs.names(conf):
+        try:
+            problems += jobs.problems(conf, name)
+        except HeadraceError as error:
+            problems += [str(error)] if not any(str(error) in known for known in problems) else []
     try:
         problems += check_broker(conf.broker_url())
     except ServerUnavailable as error:

@@ -18,6 +18,7 @@ from producers.cli.context import DONE, SOME_FAILED, UNREACHABLE, State, json_op
 from producers.cli.postprocessing_jobs import (
     add,
     alter,
+    back_fill,
     database_option,
     delete,
     export,
@@ -43,7 +44,7 @@ def postprocessing() -> None:
     """Scheduled procedures of databases: who runs when, what came of it."""
 
 
-for _command in (list_, add, alter, delete, history, next_runs, pause, resume, import_, export):
+for _command in (list_, add, alter, back_fill, delete, history, next_runs, pause, resume, import_, export):
     postprocessing.add_command(_command)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
+import yaml
 
 from producers.cli import follow
 from producers.cli.context import DONE, SOME_FAILED, State, json_option, pass_state
@@ -303,6 +304,26 @@ def next_runs(
     return DONE
 
 
+@click.command(name="back-fill")
+@click.argument("job", type=int)
+@click.option("--from", "start", type=Moment(), required=True, help="Slots after this time ...")
+@click.option("--until", "end", type=Moment(), required=True, help="... and up to this one.")
+@database_option
+@legacy_option
+@json_option
+@pass_state
+def back_fill(state: State, job: int, start: datetime, end: datetime, db: str | None) -> int:
+    """Queue the past slots of a job's schedule that never had a run; they run one after the other."""
+    conf = state.prepare()
+    chosen = the_database(conf, db)
+    slots = api.back_fill(conf, chosen, job, start=start, end=end, by=follow.who())
+    if state.json:
+        state.emit({"database": chosen, "job_id": job, "queued": len(slots)})
+    else:
+        state.out(f"{chosen}: {len(slots)} slots of job {job} are queued")
+    return DONE
+
+
 @click.command()
 @click.option("--job", type=int, help="Only this job (default: the whole database).")
 @click.option("--from", "starts", type=Moment(), help="Not before (default: now).")
@@ -346,20 +367,60 @@ def resume(state: State, job: int | None, db: str | None) -> int:
 
 
 @click.command(name="import")
-@click.argument("source")
+@click.argument("source", metavar="hdbpp|timescaledb|pg_cron|FILE")
+@click.option("--apply", is_flag=True, help="Take them over; without it they are only listed.")
+@click.option("--keep-source", is_flag=True, help="Do not switch them off where they come from.")
+@click.option("--only", type=int, multiple=True, metavar="NUMBER", help="Only this one; may be repeated.")
+@database_option
 @json_option
 @pass_state
-def import_(state: State, source: str) -> int:
-    """Print hdbpp-postprocessing's file as `databases:` of ours."""
-    raise NotImplementedError(source)
+def import_(state: State, source: str, apply: bool, keep_source: bool, only: tuple[int, ...], db: str | None) -> int:
+    """Jobs of hdbpp, TimescaleDB or pg_cron in a database become jobs of ours; a FILE is printed as our settings.
+
+    FILE is hdbpp-postprocessing's YAML. What is taken over is switched off where it came from, in one transaction.
+    """
+    if source not in api.SOURCES:
+        document = api.settings_from_hdbpp(Path(source))
+        if state.json:
+            state.emit(document)
+        else:
+            state.out(yaml.safe_dump(document, sort_keys=False).rstrip())
+        return DONE
+    conf = state.prepare()
+    chosen = the_database(conf, db)
+    found = api.import_jobs(conf, chosen, source, only=only, apply=apply, switch_off=not keep_source)
+    if state.json:
+        state.emit({"database": chosen, "jobs": found})
+    for job in () if state.json else found:
+        done = f": is job {job['job_id']} now" if job["job_id"] is not None else ""
+        state.out(f"{job['what']}{done}")
+        for line in [*(f"cannot be taken over: {problem}" for problem in job["problems"]), *job["notes"]]:
+            state.out(f"    {line}")
+        if job["job_id"] is not None and job["switch_off"]:
+            state.out(f"    switch it off: {job['switch_off']}")
+    if not apply and found:
+        state.say("nothing was changed; --apply takes them over")
+    return SOME_FAILED if any(job["problems"] for job in found) else DONE
 
 
 @click.command()
+@click.argument("job", type=int, required=False)
+@click.option("--dialect", type=click.Choice(["headrace", "timescaledb"]), default="headrace", show_default=True)
+@database_option
+@legacy_option
 @json_option
 @pass_state
-def export(state: State) -> int:
-    """Print jobs as SQL."""
-    raise NotImplementedError
+def export(state: State, job: int | None, dialect: Literal["headrace", "timescaledb"], db: str | None) -> int:
+    """Print jobs as add_job(...) statements, for another database or for TimescaleDB."""
+    conf = state.prepare()
+    chosen = the_database(conf, db)
+    statements = api.export_jobs(conf, chosen, job=job, dialect=dialect)
+    if state.json:
+        state.emit({"database": chosen, "statements": statements})
+    else:
+        for statement in statements:
+            state.out(statement)
+    return DONE
 
 
 def _schedule_of(row: dict[str, Any]) -> str:

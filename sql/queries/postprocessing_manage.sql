@@ -47,6 +47,15 @@ SELECT origin FROM headrace.job WHERE job_id = %(job)s
 UPDATE headrace.job_state SET next_start = %(at)s, slot = %(at)s, reason = 'schedule', replan = false
  WHERE job_id = %(job)s
 
+-- name: may_execute
+-- Whether a role, or this login, may execute a routine, and whether this login may become that role.
+SELECT has_function_privilege(coalesce(%(role)s, current_user), %(oid)s::bigint::oid, 'EXECUTE'),
+       pg_has_role(current_user, coalesce(%(role)s, current_user), 'MEMBER')
+
+-- name: role_exists
+-- Whether there is such a role.
+SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = %(role)s)
+
 -- name: history
 -- Runs, newest first.
 SELECT run_id, job_id, job_name, scheduled_for, attempt, reason, requested_by, state, queued_at, started_at, finished_at,
@@ -125,3 +134,76 @@ SELECT j.job_id, j.name, s.problem, s.consecutive_failures, j.scheduled, s.last_
 -- name: run_outcomes
 -- How some runs stand.
 SELECT run_id, state, message FROM headrace.job_run WHERE run_id = ANY(%(ids)s)
+
+-- name: job_lines
+-- Jobs for a page and for a scraper: those in trouble first, then those that run, then by their next start.
+WITH quiet AS MATERIALIZED (
+    SELECT job_id, coalesce(reason, 'quiet period of ' || made_by) AS reason
+      FROM headrace.quiet_period
+     WHERE starts_at <= now() AND ends_at > now()
+), line AS (
+    SELECT j.job_id, s.next_start, s.last_finish, r.started_at AS running_since,
+           CASE WHEN s.problem IS NOT NULL THEN 'misconfigured'
+                WHEN NOT j.scheduled AND s.consecutive_failures > 0 THEN 'disabled'
+                WHEN s.consecutive_failures > 0 THEN 'failing'
+                WHEN j.scheduled AND coalesce(s.last_successful_finish, j.created_at) < now() - j.alert_after THEN 'late'
+                -- Where nothing may start, being due is no trouble.
+                WHEN s.next_start < now() - interval '60 seconds' AND NOT %(read_only)s
+                     AND NOT EXISTS (SELECT FROM quiet q WHERE q.job_id IS NULL OR q.job_id = j.job_id) THEN 'overdue'
+           END AS trouble
+      FROM headrace.job j
+      JOIN headrace.job_state s USING (job_id)
+      LEFT JOIN headrace.job_run r ON r.job_id = j.job_id AND r.state = 'running'
+     WHERE j.gone_at IS NULL
+), placed AS (
+    SELECT job_id, trouble, running_since,
+           row_number() OVER (ORDER BY trouble IS NULL, CASE WHEN trouble IS NOT NULL THEN last_finish END DESC NULLS FIRST,
+                                       running_since, next_start, job_id) AS place,
+           -- A scraper's choice must not change with every start, or each job's history would have holes.
+           row_number() OVER (ORDER BY trouble IS NULL, job_id) AS steady_place
+      FROM line
+)
+SELECT p.place, p.steady_place <= %(measured)s AS is_measured, p.trouble, p.running_since,
+       extract(epoch FROM now() - p.running_since)::float8 AS running_seconds,
+       j.job_id, j.origin, j.name, concat_ws('.', j.proc_schema, j.proc_name) AS procedure, j.scheduled,
+       j.schedule_interval::text AS schedule_interval, j.cron, j.run_at, j.after_job, j.fixed_schedule, j.timezone,
+       s.next_start, extract(epoch FROM now() - s.next_start)::float8 AS due_seconds, s.live_run, s.problem, s.waits_for,
+       s.consecutive_failures, s.last_run_started_at, s.last_successful_finish, s.last_run_success,
+       extract(epoch FROM s.last_run_duration)::float8 AS last_seconds, s.total_runs, s.total_successes, s.total_failures,
+       (SELECT q.reason FROM quiet q WHERE q.job_id = j.job_id OR q.job_id IS NULL LIMIT 1) AS quiet,
+       CASE WHEN s.consecutive_failures > 0
+            THEN (SELECT r.message FROM headrace.job_run r
+                   WHERE r.job_id = j.job_id AND r.state IN ('failed', 'timeout', 'lost') ORDER BY r.run_id DESC LIMIT 1)
+            ELSE (SELECT r.message FROM headrace.job_run r
+                   WHERE r.job_id = j.job_id AND r.finished_at IS NOT NULL ORDER BY r.run_id DESC LIMIT 1)
+       END AS message
+  FROM placed p
+  JOIN headrace.job j USING (job_id)
+  JOIN headrace.job_state s USING (job_id)
+ WHERE p.place <= %(shown)s OR p.steady_place <= %(measured)s
+ ORDER BY p.place
+
+-- name: hdbpp_routines
+-- What rows of postprocessing_jobs call, as it stands there now.
+SELECT job_id, proc_name FROM public.postprocessing_jobs WHERE job_id = ANY(%(ids)s)
+
+-- name: count_troubles
+-- How many jobs need somebody, by the kind of trouble; those that failures have disabled are failing, too.
+SELECT count(*) FILTER (WHERE s.consecutive_failures > 0) AS failing,
+       count(*) FILTER (WHERE s.consecutive_failures > 0 AND NOT j.scheduled) AS disabled,
+       count(*) FILTER (WHERE s.problem IS NOT NULL) AS misconfigured,
+       count(*) FILTER (WHERE j.scheduled AND coalesce(s.last_successful_finish, j.created_at) < now() - j.alert_after)
+           AS late
+  FROM headrace.job j
+  JOIN headrace.job_state s USING (job_id)
+ WHERE j.gone_at IS NULL
+
+-- name: newest_failures
+-- The newest runs that did not end well, out of the newest hundred thousand: a busy history is not read to its end.
+SELECT run_id, job_id, job_name, state, attempt, scheduled_for, started_at, finished_at,
+       extract(epoch FROM finished_at - started_at)::float8 AS seconds, host, sqlstate, message
+  FROM headrace.job_run
+ WHERE state IN ('failed', 'lost', 'timeout')
+   AND run_id > (SELECT max(run_id) FROM headrace.job_run) - 100000
+ ORDER BY run_id DESC
+ LIMIT %(limit)s

@@ -86,8 +86,13 @@ def live(module_site: Site) -> Iterator[Live]:
     conn.autocommit = True
     with conn.cursor() as cursor:
         cursor.execute(PROCEDURES)
+        cursor.execute("CREATE TABLE public.told (event text, job bigint, title text)")
     conn.close()
-    module_site.worker(HEADRACE_WORKER__CONCURRENCY="4", HEADRACE_POSTPROCESSING__GRACE_SECONDS="2")
+    module_site.worker(
+        HEADRACE_WORKER__CONCURRENCY="4",
+        HEADRACE_POSTPROCESSING__GRACE_SECONDS="2",
+        HEADRACE_ALERTS__SQL="INSERT INTO public.told VALUES (%(event)s, %(job_id)s, %(title)s)",
+    )
     module_site.start("beat")
     yield Live(module_site)
 
@@ -128,6 +133,33 @@ def test_a_job_that_fails_too_often_is_disabled_and_people_hear_of_it(live: Live
     assert live.alerts(job)[-1] == "disabled"
     time.sleep(2.5)  # long enough for a retry that must not come
     assert live.states(job) == ["failed"] * runs
+
+
+def test_people_are_told(live: Live) -> None:
+    """A failure, then a success: both reach the site's own hook, once each, with words that name job and database."""
+    job = live.add("t_flaky", config='{"n": 2}', retry_period="1 s")
+    live.until_states(job, ["failed", "succeeded"])
+    told = "SELECT event, title FROM public.told WHERE job = %s ORDER BY event"
+    live.site.until(lambda: len(live.ask(told, job)) == 2, "both are told")
+    assert live.ask(told, job) == [
+        (event, f"[headrace] {event}: control: job {job} (User-Defined Action [{job}])")
+        for event in ("failure", "recovery")
+    ]
+
+
+def test_a_run_that_takes_three_times_as_long_as_usual_is_told(live: Live) -> None:
+    """After five short runs a long one raises an alert about the trend."""
+    job = live.add("t_sleep_whole", "1 s", config='{"s": 0.4}')
+    live.site.until(lambda: live.states(job).count("succeeded") >= 6, "six runs")
+    live.ask("UPDATE headrace.job SET config = '{\"s\": 2.5}' WHERE job_id = %s", job)
+    live.site.until(lambda: "slow" in live.alerts(job), "it is told")
+    live.ask("SELECT headrace.delete_job(%s)", job)
+
+
+def test_a_job_without_success_for_too_long_is_told(live: Live) -> None:
+    """alert_after: the alarm that it has not run since comes by itself, once."""
+    job = live.add("t_ok", initial_start="2040-01-01 00:00+00", alert_after="1 s")
+    live.site.until(lambda: live.alerts(job) == ["late"], "it is told", 45)
 
 
 def test_without_a_limit_it_goes_on(live: Live) -> None:

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from workers import database
 from workers.database import Connection
 from workers.errors import PermanentFailure, RetryLater
 from workers.hdbpp_file import databases_of
 from workers.messages import RunJob
-from workers.postprocessing import definitions, scope, setup, store
+from workers.postprocessing import definitions, interchange, scope, setup, store
 from workers.postprocessing.definitions import preview
 from workers.postprocessing.look import look
 from workers.postprocessing.schedule import Schedule, ScheduleError
@@ -27,6 +27,7 @@ __all__ = ["PROCEDURES", "Schedule", "ScheduleError", "Step", "look", "preview"]
 SQL = queries("postprocessing")
 MANAGE = queries("postprocessing_manage")
 
+SOURCES = interchange.SOURCES
 names = scope.names
 set_up = setup.run
 
@@ -219,3 +220,84 @@ def forget_old_runs(settings: Settings, name: str) -> int:
     older = {"older": timedelta(days=room.history_days), "most": room.history_runs}
     with database.connection(settings.target(name), purpose="postprocessing", autocommit=True) as conn:
         return MANAGE["forget_runs"].run(conn, older)
+
+
+def problems(settings: Settings, name: str) -> list[str]:
+    """Why jobs of a database would fail or never run, a line each; nothing is changed."""
+    facts = scope.read(settings, name)
+    if not facts.is_set_up or facts.is_read_only:
+        return []
+    with _opened(settings, name) as (conn, where):
+        return definitions.problems(conn, where)
+
+
+def import_jobs(
+    settings: Settings, name: str, source: str, *, only: Sequence[int], apply: bool, switch_off: bool
+) -> list[dict[str, Any]]:
+    """Jobs of hdbpp, TimescaleDB or pg_cron in a database, and with `apply` taken over, each in its own transaction.
+
+    The job is switched off at its source in the same transaction, so that it never runs twice.
+    """
+    with _opened(settings, name, autocommit=False) as (conn, where):
+        daily = (str(where.daily.cron), str(where.daily.zone))
+        found = [job for job in interchange.read(conn, source, daily=daily) if not only or job.source_id in only]
+        conn.rollback()
+        return [_imported(conn, job, apply=apply, switch_off=switch_off) for job in found]
+
+
+def _imported(conn: Connection, job: interchange.Found, *, apply: bool, switch_off: bool) -> dict[str, Any]:
+    taken = None
+    problems = list(job.problems)
+    if apply and not problems:
+        try:
+            taken = interchange.take(conn, job)
+            if switch_off:
+                interchange.disable(conn, job)
+            conn.commit()
+        except PermanentFailure as reason:
+            conn.rollback()
+            problems.append(str(reason))
+    return {
+        "source_id": job.source_id,
+        "what": str(job),
+        "job_id": taken,
+        "columns": job.columns,
+        "problems": problems,
+        "notes": job.notes,
+        "switch_off": None if taken is not None and switch_off else interchange.disable_statement(job),
+    }
+
+
+def export_jobs(
+    settings: Settings, name: str, *, job: int | None, dialect: Literal["headrace", "timescaledb"]
+) -> list[str]:
+    """Jobs as SQL statements."""
+    with _opened(settings, name, autocommit=False) as (conn, where):
+        daily = (str(where.daily.cron), str(where.daily.zone))
+        return interchange.export_sql(interchange.exportable(conn, job=job, daily=daily), dialect=dialect)
+
+
+def overview(settings: Settings, name: str, *, shown: int, measured: int, failures: int) -> dict[str, Any]:
+    """A database's status, its jobs for a page and a scraper (`lines`), and its newest failed runs; changes nothing.
+
+    `lines` has the `shown` most urgent jobs, and (`is_measured`) `measured` ones whose choice changes only with trouble.
+    Raises ServerUnavailable when the database cannot be reached.
+    """
+    document = status(settings, name)
+    if not document["set_up"]:
+        return document
+    facts = scope.read(settings, name)
+    asked = {"read_only": facts.is_read_only, "shown": shown, "measured": measured}
+    with database.connection(settings.target(name), purpose="postprocessing", autocommit=True) as conn:
+        lines = MANAGE["job_lines"].records(conn, asked)
+        theirs = [line["job_id"] for line in lines if line["origin"] == "hdbpp"]
+        if theirs and facts.has_hdbpp:
+            routines = dict(MANAGE["hdbpp_routines"].rows(conn, {"ids": theirs}))
+            for line in lines:
+                line["procedure"] = routines.get(line["job_id"], line["procedure"])
+        document |= {
+            "lines": lines,
+            "counts": MANAGE["count_troubles"].records(conn)[0],
+            "failures": MANAGE["newest_failures"].records(conn, {"limit": failures}),
+        }
+    return document

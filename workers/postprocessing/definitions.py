@@ -75,6 +75,44 @@ def listing(conn: Connection, where: Scope, job: int | None = None, *, gone: boo
     return catalog.list_jobs(conn, hdbpp=where.facts.has_hdbpp, job=job, gone=gone)
 
 
+def problems(conn: Connection, where: Scope) -> list[str]:
+    """Why jobs would fail or never run, a line each: routine, rights, schedule. `conn` is in autocommit mode."""
+    found = []
+    for row in listing(conn, where):
+        job, name = row["job_id"], f"{where.name}: job {row['job_id']}"
+        try:
+            schema, routine_name = catalog.parts_of(conn, row["procedure"])
+            routine = catalog.resolve(conn, schema, routine_name, job_id=job)
+            found += [f"{name}: {why}" for why in _rights(conn, routine.oid, str(routine), row["run_as"])]
+        except catalog.NotRunnable as reason:
+            found.append(f"{name}: {reason}")
+        for item in store.listed(conn, [job], daily=where.daily):
+            try:
+                _check_schedule(item.job)
+            except ScheduleError as problem:
+                found.append(f"{name}: {problem}")
+    return found
+
+
+def _rights(conn: Connection, oid: int, routine: str, role: str | None) -> list[str]:
+    if role is not None and not SQL["role_exists"].value(conn, {"role": role}):
+        return [f"the role {role} of run_as does not exist; create it, or change run_as"]
+    may_execute, may_become = SQL["may_execute"].rows(conn, {"role": role, "oid": oid})[0]
+    found = []
+    if not may_become:
+        found.append(f"this login may not become {role}; GRANT {role} TO this login")
+    if not may_execute:
+        found.append(f"{role or 'this login'} may not execute {routine}; GRANT EXECUTE on it")
+    return found
+
+
+def _check_schedule(job: Job) -> None:
+    if job.schedule is not None:
+        schedule.check(job.schedule)
+    if job.run_window is not None:
+        windows.parse(job.run_window)
+
+
 def next_runs(conn: Connection, where: Scope, job: int, *, count: int, start: datetime | None) -> list[datetime]:
     """When a job starts next, in UTC, if nothing is changed and everything ends well; nothing is written.
 
@@ -129,10 +167,7 @@ def _check(conn: Connection, where: Scope, job: int) -> None:
     """Refuse, inside the transaction, a schedule or window that means nothing."""
     item = store.listed(conn, [job], daily=where.daily)[0]
     try:
-        if item.job.schedule is not None:
-            schedule.check(item.job.schedule)
-        if item.job.run_window is not None:
-            windows.parse(item.job.run_window)
+        _check_schedule(item.job)
     except ScheduleError as problem:
         raise PermanentFailure(f"{where.name}: {problem}") from problem
     if item.job.after_job is not None and not SQL["job_exists"].value(conn, {"job": item.job.after_job}):

@@ -30,7 +30,7 @@ SQL = queries("postprocessing")
 CANDIDATES = 1000  # due jobs weighed at once; priority counts among them
 REPLANNED_AT_ONCE = 2000
 RESEND = timedelta(seconds=60)
-SILENT = timedelta(seconds=30)  # three heartbeats: the backend is looked for
+SILENT = timedelta(seconds=20)  # two heartbeats: the backend is looked for
 ORPHAN = timedelta(seconds=45)  # four: a backend without a living worker is ended
 TERMINATED = timedelta(seconds=60)
 HELD = timedelta(seconds=5)
