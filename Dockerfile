@@ -15,7 +15,9 @@ ARG UID=10001
 RUN useradd --system --uid "$UID" --create-home --home-dir /var/lib/headrace headrace
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     pip install --no-cache-dir --no-index --find-links=/wheels headrace
+# hdbpp-postprocessing's own file is read where its container had it, if it is mounted there.
 ENV HEADRACE_DATA_DIR=/var/lib/headrace \
+    HEADRACE_POSTPROCESSING__LEGACY_CONFIG=/etc/hdb/hdbpp_postprocessing.conf \
     PYTHONUNBUFFERED=1
 USER headrace
 WORKDIR /var/lib/headrace

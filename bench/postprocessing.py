@@ -61,12 +61,10 @@ def overhead(runs: int, profile: bool) -> list[Row]:
     with private_postgres() as server, our_settings(server) as conf, closing(psycopg2.connect(server.dsn())) as conn:
         conn.autocommit = True
         ask(conn, live.PROCEDURES)
-        job = ask(
-            conn, "INSERT INTO headrace.job (proc_schema, proc_name) VALUES ('public', 'noop') RETURNING job_id"
-        )[0][0]
+        ask(conn, "INSERT INTO headrace.job (job_id, proc_schema, proc_name) VALUES (7, 'public', 'noop')")
 
         def request() -> RunJob:
-            return api.request(conf, "control", job, by="bench")
+            return api.request(conf, "control", 7, by="bench")
 
         def run(message: RunJob) -> float:
             return _seconds(lambda: execution.run_here([message], conf, timeout=timedelta(seconds=5)))

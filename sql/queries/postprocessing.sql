@@ -133,8 +133,12 @@ SELECT job_id FROM headrace.job_state WHERE replan ORDER BY job_id LIMIT %(limit
 -- name: free_ended
 -- Jobs whose live run was ended by others (cancelled in SQL, deleted): the next step of this look plans them.
 UPDATE headrace.job_state s SET live_run = NULL, replan = true
- WHERE s.live_run IS NOT NULL
-   AND NOT EXISTS (SELECT FROM headrace.job_run r WHERE r.run_id = s.live_run AND r.state IN ('queued', 'running'))
+ WHERE s.job_id IN (
+        SELECT f.job_id FROM headrace.job_state f
+         WHERE f.live_run IS NOT NULL
+           AND NOT EXISTS (SELECT FROM headrace.job_run r
+                            WHERE r.run_id = f.live_run AND r.state IN ('queued', 'running'))
+           FOR UPDATE SKIP LOCKED)
 
 -- name: set_plan
 -- When this job is due next.
@@ -165,7 +169,7 @@ SELECT lock_group, max_running FROM headrace.job_limit
 
 -- name: quiet_jobs
 -- Jobs that must not start now, and until when; job_id 0 stands for all of this database.
-SELECT coalesce(job_id, 0), max(CASE WHEN isfinite(ends_at) THEN ends_at END), bool_or(NOT isfinite(ends_at)),
+SELECT coalesce(job_id, 0), max(least(ends_at, now() + interval '1 day')), bool_or(NOT isfinite(ends_at)),
        max(coalesce(reason, 'quiet period of ' || made_by))
   FROM headrace.quiet_period
  WHERE starts_at <= now() AND ends_at > now()
@@ -450,7 +454,6 @@ SELECT p.job_id, %(started_at)s, CASE WHEN %(success)s THEN %(finished_at)s::tim
        1, (%(success)s)::int, (NOT %(success)s)::int
   FROM public.postprocessing_jobs p
  WHERE p.job_id = %(job)s
-   FOR KEY SHARE
 ON CONFLICT (job_id) DO UPDATE
    SET last_run_started_at = excluded.last_run_started_at,
        last_successful_finish = coalesce(excluded.last_successful_finish, s.last_successful_finish),
@@ -487,6 +490,18 @@ ROLLBACK TO SAVEPOINT one_job
 -- name: keep_one
 -- This job is done with.
 RELEASE SAVEPOINT one_job
+
+-- name: savepoint_stats
+-- hdbpp's counters are undone alone.
+SAVEPOINT hdbpp_stats
+
+-- name: undo_stats
+-- Back to before hdbpp's counters.
+ROLLBACK TO SAVEPOINT hdbpp_stats
+
+-- name: wait_little
+-- Whoever holds a row, a person's open psql perhaps, keeps this transaction waiting only so long; in milliseconds.
+SELECT set_config('lock_timeout', %(milliseconds)s, true)
 
 -- name: now
 -- The database's own clock, which all of its schedules follow.

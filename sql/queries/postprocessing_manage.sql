@@ -43,9 +43,10 @@ DELETE FROM headrace.job WHERE job_id = %(job)s AND origin = 'headrace' RETURNIN
 SELECT origin FROM headrace.job WHERE job_id = %(job)s
 
 -- name: start_at
--- A job is due at this moment, whatever its schedule says.
-UPDATE headrace.job_state SET next_start = %(at)s, slot = %(at)s, reason = 'schedule', replan = false
- WHERE job_id = %(job)s
+-- A job that is scheduled and not live is due at this moment, whatever its schedule says.
+UPDATE headrace.job_state s SET next_start = %(at)s, slot = %(at)s, reason = 'schedule', replan = false
+  FROM headrace.job j
+ WHERE s.job_id = %(job)s AND j.job_id = s.job_id AND j.scheduled AND j.gone_at IS NULL AND s.live_run IS NULL
 
 -- name: may_execute
 -- Whether a role, or this login, may execute a routine, and whether this login may become that role.

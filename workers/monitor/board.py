@@ -1,4 +1,4 @@
-"""What the page and the metrics show: the answers of control database, telemetry database and broker."""
+"""What the page and the metrics show: the answers of control and telemetry database, broker, and jobs' databases."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from celery import Celery
 from workers import database, queues, status
 from workers.app import app, queue_depths
 from workers.monitor.answers import Answer, Question
+from workers.monitor.job_metrics import MEASURED
+from workers.monitor.jobs import FAILURES, SHOWN
+from workers.postprocessing import api as postprocessing
 from workers.settings import Settings
 from workers.sql_files import queries
 from workers.telemetry import api as telemetry
@@ -26,6 +29,7 @@ class Snapshot:
     control: Answer[dict[str, Any]] = field(default_factory=Answer)
     telemetry: Answer[dict[str, Any]] = field(default_factory=Answer)
     queues: Answer[dict[str, int]] = field(default_factory=Answer)
+    postprocessing: dict[str, Answer[dict[str, Any]]] = field(default_factory=dict)  # by database
 
     def servers(self) -> dict[str, str | None]:
         """Per server why it does not answer, None where it does."""
@@ -37,7 +41,7 @@ class Snapshot:
 
 
 class Board:
-    """The three questions of one Flower process."""
+    """The questions of one Flower process: three, and one for each database with jobs."""
 
     def __init__(self, conf: Settings) -> None:
         self._conf = conf
@@ -45,11 +49,15 @@ class Board:
         self._control = Question("control", lambda: status.control_status(conf.target()))
         self._telemetry = Question("telemetry", lambda: _telemetry_status(conf))
         self._broker = Question("broker", lambda: queue_depths(self._names))
+        self._jobs = {name: _jobs_question(conf, name) for name in postprocessing.names(conf)}
 
     async def look(self) -> Snapshot:
         """Ask what is not known freshly. Takes at most six seconds; trouble is in the answers, never raised."""
-        (control, depths), room = await asyncio.gather(self._control_then_broker(), self._telemetry.answer())
-        return Snapshot(control=control, telemetry=room, queues=depths)
+        (control, depths), room, *jobs = await asyncio.gather(
+            self._control_then_broker(), self._telemetry.answer(), *(each.answer() for each in self._jobs.values())
+        )
+        by_database = dict(zip(self._jobs, jobs, strict=True))
+        return Snapshot(control=control, telemetry=room, queues=depths, postprocessing=by_database)
 
     async def _control_then_broker(self) -> tuple[Answer[dict[str, Any]], Answer[dict[str, int]]]:
         control = await self._control.answer()
@@ -66,6 +74,13 @@ def register_queues(application: Celery, names: Sequence[str]) -> None:
     if known != set(names):
         application.conf.task_queues = [queues.queue(name) for name in names]
         application.amqp.queues = application.conf.task_queues
+
+
+def _jobs_question(conf: Settings, name: str) -> Question[dict[str, Any]]:
+    return Question(
+        f"jobs-{name}",
+        lambda: postprocessing.overview(conf, name, shown=SHOWN, measured=MEASURED, failures=FAILURES),
+    )
 
 
 def _telemetry_status(conf: Settings) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from tornado.template import DictLoader
 from tornado.web import HTTPError, URLSpec, authenticated
 
 from workers.monitor.board import Board, Snapshot
+from workers.monitor.jobs import sections
 from workers.monitor.metrics import exposition
-from workers.targets import redacted
+from workers.monitor.readable import one_line
 
 REFRESH_SECONDS = 15
 # The health check says OK and nothing else; login and logout belong to OAuth, and show nothing.
@@ -72,7 +73,7 @@ class Metrics(Guarded, monitor.Metrics):
 
 
 class Page(Guarded):
-    """`/headrace`: queues, hosts, pauses, rooms, failures and telemetry at one look."""
+    """`/headrace`: queues, hosts, pauses, rooms, failures, jobs and telemetry at one look."""
 
     def initialize(self, board: Board) -> None:
         self._board = board
@@ -81,7 +82,13 @@ class Page(Guarded):
         snapshot = await self._board.look()
         self.set_header("Refresh", str(REFRESH_SECONDS))
         self.set_header("Cache-Control", "no-store")
-        self.render("headrace.html", look=snapshot, reason=reason, consumers=consumers(snapshot))
+        self.render(
+            "headrace.html",
+            look=snapshot,
+            reason=reason,
+            consumers=consumers(snapshot),
+            sections=list(sections(snapshot.postprocessing)),
+        )
 
 
 class RevokeRefused(Guarded, BaseApiHandler):
@@ -107,8 +114,7 @@ def install(board: Board, token: str) -> None:
 
 def reason(error: dict[str, Any] | None) -> str:
     """One line about why a run failed, fit for a page: no password, no more than 300 characters."""
-    text = redacted(str((error or {}).get("message") or "no reason was recorded"))
-    return text if len(text) <= 300 else f"{text[:299]}…"
+    return one_line(str((error or {}).get("message") or "no reason was recorded"))
 
 
 def consumers(snapshot: Snapshot) -> dict[str, list[str]]:
@@ -132,6 +138,6 @@ def _guard(entry: Any) -> URLSpec:
 def _templates(flowers: Path) -> DictLoader:
     """Flower's templates and ours, and a link to ours in Flower's navigation."""
     found = {path.name: path.read_text(encoding="utf-8") for path in flowers.glob("*.html")}
-    found["headrace.html"] = (Path(__file__).parent / "headrace.html").read_text(encoding="utf-8")
+    found |= {path.name: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.html")}
     found[_NAVBAR] = found[_NAVBAR].replace("</ul>", _LINK, 1)
     return DictLoader(found)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
-from prometheus_client import generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import Metric, generate_latest
 from prometheus_client.registry import Collector
 
+from workers.monitor import job_metrics
 from workers.monitor.board import Snapshot
-
-Rows = Iterable[tuple[Sequence[str], float]]
+from workers.monitor.families import gauge
 
 
 def exposition(snapshot: Snapshot) -> bytes:
@@ -18,16 +17,16 @@ def exposition(snapshot: Snapshot) -> bytes:
     return generate_latest(_Fixed(list(families(snapshot))))
 
 
-def families(snapshot: Snapshot) -> Iterator[GaugeMetricFamily]:
+def families(snapshot: Snapshot) -> Iterator[Metric]:
     """Every metric that this look can tell."""
-    yield _gauge(
+    yield gauge(
         "headrace_up",
         "Whether the server answers: the control database, the telemetry database, the broker.",
         ["server"],
         (((name,), float(error is None)) for name, error in snapshot.servers().items()),
     )
     if snapshot.queues.value is not None:
-        yield _gauge(
+        yield gauge(
             "headrace_queue_messages",
             "Messages that wait in a queue; those in a worker's hands do not count.",
             ["queue"],
@@ -37,29 +36,30 @@ def families(snapshot: Snapshot) -> Iterator[GaugeMetricFamily]:
         yield from _control(snapshot)
     if snapshot.telemetry.value is not None and snapshot.telemetry.value["set_up"]:
         yield from _telemetry(snapshot)
+    yield from job_metrics.families(snapshot.postprocessing)
 
 
-def _control(snapshot: Snapshot) -> Iterator[GaugeMetricFamily]:
+def _control(snapshot: Snapshot) -> Iterator[Metric]:
     found = snapshot.control.value or {}
-    yield _gauge(
+    yield gauge(
         "headrace_host_silent_seconds",
         "Time since a worker or watcher of the host announced itself; more than 60 means that it is away.",
         ["host"],
         (((host["name"],), host["silent_seconds"]) for host in found["hosts"]),
     )
-    yield _gauge(
+    yield gauge(
         "headrace_runs",
         "Live runs, and as failing the keys whose newest run of the last days did not end well.",
         ["room", "state"],
         (((room["room"], state), room[state]) for room in found["rooms"] for state in ("queued", "running", "failing")),
     )
-    yield _gauge(
+    yield gauge(
         "headrace_paused",
         "1 for each pause in force; an asterisk stands for every room or host.",
         ["room", "host"],
         (((pause["room"], pause["host"]), 1.0) for pause in found["pauses"]),
     )
-    yield _gauge(
+    yield gauge(
         "headrace_beat_leader",
         "Whether a beat holds the lock and sends ticks; 0 means that nothing is swept or scheduled.",
         [],
@@ -67,9 +67,9 @@ def _control(snapshot: Snapshot) -> Iterator[GaugeMetricFamily]:
     )
 
 
-def _telemetry(snapshot: Snapshot) -> Iterator[GaugeMetricFamily]:
+def _telemetry(snapshot: Snapshot) -> Iterator[Metric]:
     found = snapshot.telemetry.value or {}
-    yield _gauge(
+    yield gauge(
         "headrace_telemetry_files",
         "Telemetry files by what became of them.",
         ["host", "state"],
@@ -77,19 +77,19 @@ def _telemetry(snapshot: Snapshot) -> Iterator[GaugeMetricFamily]:
     )
     waiting = {row["host"]: 0.0 for row in found["files"]}
     waiting |= {row["host"]: max(0.0, row["lag_seconds"] or 0.0) for row in found["pending"]}
-    yield _gauge(
+    yield gauge(
         "headrace_telemetry_oldest_pending_seconds",
         "How long the oldest unread change of the host's files has been waiting; 0 when none waits.",
         ["host"],
         (((host,), seconds) for host, seconds in waiting.items()),
     )
-    yield _gauge(
+    yield gauge(
         "headrace_telemetry_device_lag_seconds",
         "From the last change of the device's newest file to the commit of its records.",
         ["device"],
         (((row["device"],), row["lag_seconds"]) for row in found["devices"] if row["lag_seconds"] is not None),
     )
-    yield _gauge(
+    yield gauge(
         "headrace_dead_letters",
         "Stretches of telemetry files that were no record.",
         [],
@@ -97,16 +97,9 @@ def _telemetry(snapshot: Snapshot) -> Iterator[GaugeMetricFamily]:
     )
 
 
-def _gauge(name: str, sentence: str, labels: Sequence[str], rows: Rows) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, sentence, labels=labels)
-    for values, number in rows:
-        family.add_metric(values, number)
-    return family
-
-
 class _Fixed(Collector):
-    def __init__(self, found: list[GaugeMetricFamily]) -> None:
+    def __init__(self, found: list[Metric]) -> None:
         self._found = found
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    def collect(self) -> Iterable[Metric]:
         return self._found

@@ -1,13 +1,16 @@
-"""How a task reads in Flower's list: what it is about, not how Python writes a dictionary."""
+"""How a task and a reason read: what they are about, not how Python writes a dictionary, and never a password."""
 
 from __future__ import annotations
 
 import ast
 from typing import Any
 
+from workers.targets import redacted
+
 # The arguments come second, because "which file" is the first question; the id is for the link to the details.
 TASK_COLUMNS = "name,kwargs,state,received,runtime,worker,uuid"
 _FIRST = ("path", "host")
+_LONGEST = 300  # characters of a message in a table's cell
 
 
 def format_task(task: Any) -> Any:
@@ -31,3 +34,9 @@ def readable(kwargs: object) -> str:
     # A switch that is off says nothing; a zero does.
     shown = [name for name in names if fields[name] is not None and fields[name] is not False]
     return " ".join(f"{name}={fields[name]}" for name in shown)
+
+
+def one_line(text: str) -> str:
+    """A message fit for a page: no password, no more than 300 characters."""
+    text = redacted(text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

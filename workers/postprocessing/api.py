@@ -15,7 +15,7 @@ from workers.hdbpp_file import databases_of
 from workers.messages import RunJob
 from workers.postprocessing import definitions, interchange, scope, setup, store
 from workers.postprocessing.definitions import preview
-from workers.postprocessing.look import look
+from workers.postprocessing.look import look, settle_silent_runs
 from workers.postprocessing.schedule import Schedule, ScheduleError
 from workers.postprocessing.scope import Scope
 from workers.postprocessing.setup import PROCEDURES, Step
@@ -74,6 +74,7 @@ def drop_in_jobs(settings: Settings, name: str) -> list[int]:
         raise PermanentFailure(f"{name} has no table postprocessing_jobs; `headrace postprocessing setup` makes it")
     with database.connection(where.target, purpose="postprocessing") as conn:
         store.mirror(conn)
+        settle_silent_runs(conn, where)  # of a drop-in that was killed: no scheduler may be here to do it
         conn.commit()
         return [row[0] for row in MANAGE["hdbpp_jobs"].rows(conn)]
 
@@ -145,7 +146,9 @@ def alter(settings: Settings, name: str, job: int, columns: Mapping[str, Any], n
         if columns or next_start is None:
             definitions.alter(conn, where, job, columns)
         if next_start is not None and not MANAGE["start_at"].run(conn, {"job": job, "at": next_start}):
-            raise PermanentFailure(f"{name} has no job {job}; `headrace postprocessing list` shows them")
+            raise PermanentFailure(
+                f"{name}: job {job} is not there, paused, or running now; `headrace postprocessing list` shows which"
+            )
 
 
 def delete(settings: Settings, name: str, job: int, *, by: str) -> None:
@@ -163,7 +166,9 @@ def cancel(settings: Settings, name: str, *, run: int | None = None, job: int | 
             ended.append(row[0])
             if row[2] == "queued":
                 outcome = store.Outcome("cancelled", f"cancelled by {by} before it started", cancelled_by=by)
-                store.finish(conn, row[0], outcome, database=name, pid=None, daily=where.daily, hdbpp_stats=False)
+                store.finish(
+                    conn, row[0], outcome, job=row[1], database=name, pid=None, daily=where.daily, hdbpp_stats=False
+                )
             else:
                 SQL["cancel_backend"].run(conn, {"pid": row[3], "start": row[4]})
         conn.commit()
@@ -280,7 +285,7 @@ def export_jobs(
 def overview(settings: Settings, name: str, *, shown: int, measured: int, failures: int) -> dict[str, Any]:
     """A database's status, its jobs for a page and a scraper (`lines`), and its newest failed runs; changes nothing.
 
-    `lines` has the `shown` most urgent jobs, and (`is_measured`) `measured` ones whose choice changes only with trouble.
+    `lines` has the `shown` most urgent jobs, and `measured` ones (`is_measured`) that change only with trouble.
     Raises ServerUnavailable when the database cannot be reached.
     """
     document = status(settings, name)

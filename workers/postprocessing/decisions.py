@@ -53,7 +53,7 @@ def first_plan(job: Job, state: State, now: datetime) -> Plan:
     A change of the schedule starts anew from `now` and makes up for nothing; a pending retry stays.
     """
     if job.schedule is None:
-        return _kept(state) if state.reason == "after" else Plan()
+        return _kept(state) if state.reason in ("after", "retry") else Plan()
     if state.planned_at is None or (state.last_slot is None and job.schedule.interval is not None):
         slot = first_slot(job.schedule, now=now)
     elif job.schedule.at is not None:
@@ -70,13 +70,14 @@ def due(job: Job, state: State, now: datetime) -> Due:
     """What a job does whose next_start has come: run a slot, skip some, or both."""
     if state.slot is None or state.next_start is None or job.schedule is None or state.reason != "schedule":
         slot = state.next_start if state.reason == "retry" else state.slot
-        return Due(slot or state.next_start, reason=state.reason, attempt=state.attempt)
+        return Due(slot or state.next_start, state.reason, state.attempt, catch_up_until=state.catch_up_until)
     first = state.slot
     drifting = job.schedule.interval is not None and not job.schedule.fixed
     repeats = job.schedule.at is None and not drifting
     # A shut window delays a slot, it does not miss it: lateness counts from the window's opening.
     opened = _opened(job, first)
-    later = slots_between(job.schedule, first, now, MOST_SKIPPED_ROWS) if repeats and not job.run_window else []
+    most = max(MOST_SKIPPED_ROWS, job.missed_cap)
+    later = slots_between(job.schedule, first, now, most) if repeats and not job.run_window else []
     slots = [first, *later]
     late = now - opened
     if job.start_deadline is not None:
@@ -117,15 +118,13 @@ def after(job: Job, state: State, ended: Ended, *, jitter: float) -> After:
             return After(Plan(), failures, disable=True)
         if ended.state == "lost" and job.on_lost == "skip":
             return After(_next(job, now, now), failures, over=_is_over(job))
-        return After(_retry(job, ended, failures, transient, jitter), failures)
+        return After(_retry(job, state, ended, failures, transient, jitter), failures)
     failures = 0 if ended.state == "succeeded" else state.consecutive_failures
     if job.schedule is None or job.schedule.at is not None:
         return After(Plan(), failures, over=_is_over(job))
-    last = max(state.last_slot or ended.slot, ended.slot)
-    if state.catch_up_until is not None:
-        slot = next_slot(job.schedule, last, last_finish=now)
-        if slot is not None and slot <= state.catch_up_until:
-            return After(Plan(slot, slot, "schedule", catch_up_until=state.catch_up_until), failures)
+    last = state.last_slot or ended.slot  # of the schedule: a retry ran at a moment of its own
+    if (missed := _still_missed(job, state, last, now)) is not None:
+        return After(missed, failures)
     if job.schedule.interval is not None and not job.schedule.fixed:
         return After(_next(job, now, now), failures)
     passed = slots_between(job.schedule, last, now, MOST_SKIPPED_ROWS)
@@ -144,7 +143,7 @@ def opening(job: Job, moment: datetime) -> datetime:
     return _opened(job, moment)
 
 
-def _retry(job: Job, ended: Ended, failures: int, transient: bool, jitter: float) -> Plan:
+def _retry(job: Job, state: State, ended: Ended, failures: int, transient: bool, jitter: float) -> Plan:
     period = min(job.retry_period, TRANSIENT_DELAY) if transient else job.retry_period
     delay = period * min(failures, MOST_BACKED_OFF)
     regular = _next(job, ended.finished_at, ended.finished_at)
@@ -155,7 +154,17 @@ def _retry(job: Job, ended: Ended, failures: int, transient: bool, jitter: float
     fixed = job.schedule is not None and (job.schedule.cron is not None or job.schedule.fixed)
     if fixed and regular.next_start is not None and regular.next_start <= at:
         return regular
-    return Plan(at, ended.slot, "retry", attempt=ended.attempt + 1)
+    return Plan(at, state.last_slot or ended.slot, "retry", ended.attempt + 1, state.catch_up_until)
+
+
+def _still_missed(job: Job, state: State, last: datetime, now: datetime) -> Plan | None:
+    """The next of the missed slots that are being made up for one by one."""
+    if state.catch_up_until is None or job.schedule is None:
+        return None
+    slot = next_slot(job.schedule, last, last_finish=now)
+    if slot is None or slot > state.catch_up_until:
+        return None
+    return Plan(slot, slot, "schedule", catch_up_until=state.catch_up_until)
 
 
 def _next(job: Job, moment: datetime, finish: datetime) -> Plan:

@@ -34,6 +34,7 @@ SILENT = timedelta(seconds=20)  # two heartbeats: the backend is looked for
 ORPHAN = timedelta(seconds=45)  # four: a backend without a living worker is ended
 TERMINATED = timedelta(seconds=60)
 HELD = timedelta(seconds=5)
+PUT_OFF = timedelta(minutes=10)  # a job that we cannot make sense of is tried again after this
 MISSED_ALERT = timedelta(seconds=10)
 _MIRROR_SECONDS = (1.0, 4.0)  # least and most between two mirrors of postprocessing_jobs
 _CHECK_SECONDS = 30.0
@@ -55,8 +56,10 @@ def look(settings: Settings, name: str) -> list[Message]:
     with database.connection(where.target, purpose="postprocessing look") as conn:
         if not SQL["try_look"].value(conn, {"key": store.LOOK_KEY}):
             return []
-        _mirror(conn, where)
-        _settle_silent_runs(conn, where)
+        SQL["wait_little"].run(conn, {"milliseconds": "1000"})
+        with _alone(conn, where):
+            _mirror(conn, where)
+        settle_silent_runs(conn, where)
         SQL["free_ended"].run(conn)
         _replan(conn, where)
         _queue_due(conn, where, settings)
@@ -65,7 +68,8 @@ def look(settings: Settings, name: str) -> list[Message]:
             for run, job in store.unsent(conn, RESEND, settings.postprocessing.in_flight)
         ]
         if _is_time(_check_due, where.target, _CHECK_SECONDS):
-            _tell_of_late_jobs(conn, where)
+            with _alone(conn, where):
+                _tell_of_late_jobs(conn, where)
         if alerts.waiting(conn):
             messages.append(DeliverAlerts(database=name))
         conn.commit()
@@ -92,11 +96,12 @@ def _mirror(conn: Connection, where: Scope) -> None:
     _mirror_due[where.target.dsn] = began + min(most, max(least, 20 * took)) - 0.1
 
 
-def _settle_silent_runs(conn: Connection, where: Scope) -> None:
+def settle_silent_runs(conn: Connection, where: Scope) -> None:
+    """Mark runs as lost that have neither heartbeat nor backend; end backends that nobody watches any more."""
     for run, job, pid, silent_seconds, lives in SQL["silent_runs"].rows(conn, {"older": SILENT}):
         if not lives:
-            with _alone(conn, where, job):
-                _lose(conn, where, run, pid)
+            with _alone(conn, where):
+                _lose(conn, where, run, job, pid)
             log.warning("job.lost", database=where.name, job=job, job_run=run)
         elif silent_seconds > ORPHAN.total_seconds():
             ended = silent_seconds > TERMINATED.total_seconds()
@@ -104,29 +109,40 @@ def _settle_silent_runs(conn: Connection, where: Scope) -> None:
             log.warning("job.orphan", database=where.name, job=job, job_run=run, pid=pid, terminated=ended)
 
 
-def _lose(conn: Connection, where: Scope, run: int, pid: int) -> None:
+def _lose(conn: Connection, where: Scope, run: int, job: int, pid: int) -> None:
     message = "its worker died, or lost its session, and left no outcome"
     store.finish(
-        conn, run, Outcome("lost", message), database=where.name, pid=pid, daily=where.daily,
+        conn, run, Outcome("lost", message), job=job, database=where.name, pid=pid, daily=where.daily,
         hdbpp_stats=where.facts.has_hdbpp_stats,
     )  # fmt: skip
 
 
 @contextmanager
-def _alone(conn: Connection, where: Scope, job: int) -> Iterator[None]:
-    """What goes wrong with one job is undone and said, and costs no other job its look."""
+def _alone(conn: Connection, where: Scope, job: int | None = None, *, replanned: bool = False) -> Iterator[None]:
+    """What goes wrong with one job is undone and said, and costs no other job its look.
+
+    A row that somebody holds is left for the next look. Trouble of the server's own ends the look.
+    """
     SQL["savepoint"].run(conn)
     try:
         yield
     except RetryLater:
         raise
     except Exception as bug:
-        if conn.closed:
+        code = database.sqlstate(bug) or ""
+        mine = not isinstance(bug, database.DatabaseError) or code.startswith(("22", "23", "42", "P0", "55P03"))
+        if conn.closed or not mine:
             raise
         SQL["undo_one"].run(conn)
+        if code == "55P03":
+            log.info("look.row_is_held", database=where.name, job=job)
+            return
         log.exception("look.job", database=where.name, job=job)
         problem = f"cannot be scheduled: {database.first_line(bug)}; please report this"
-        store.set_plan(conn, job, Plan(), problem=problem)
+        if job is not None and replanned:
+            store.set_plan(conn, job, Plan(), problem=problem)
+        elif job is not None:
+            store.hold(conn, job, store.now(conn) + PUT_OFF, problem)
     else:
         SQL["keep_one"].run(conn)
 
@@ -141,7 +157,7 @@ def _replan(conn: Connection, where: Scope) -> None:
         if not job.scheduled or state.live_run is not None:
             store.set_plan(conn, job.id, Plan())
             continue
-        with _alone(conn, where, job.id):
+        with _alone(conn, where, job.id, replanned=True):
             try:
                 store.set_plan(conn, job.id, decisions.first_plan(job, state, now))
             except ScheduleError as problem:
@@ -187,6 +203,9 @@ def _queue(
 ) -> bool:
     """Queue one due job, or say what holds it back; whether a run was queued."""
     job = item.job
+    if not job.scheduled:
+        store.set_plan(conn, job.id, Plan())
+        return False
     if job.id in quiet:
         until, why = quiet[job.id]
         store.hold(conn, job.id, min(until or now + HELD, now + HELD), why)

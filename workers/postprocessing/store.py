@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
 
-from workers import alerts
-from workers.database import Connection
+from workers import alerts, logs
+from workers.database import Connection, DatabaseError, first_line, sqlstate
 from workers.postprocessing import decisions
 from workers.postprocessing.jobs import ENDED_BADLY, ORIGIN_HDBPP, Ended, Job, Plan, State, job_from_row, state_from_row
 from workers.postprocessing.schedule import Schedule, ScheduleError
 from workers.sql_files import queries
 
+log = logs.get(__name__)
 SQL = queries("postprocessing")
 
 ROOM = "postprocessing"
@@ -83,6 +84,11 @@ class Live:
         self.total += 1
         if group is not None:
             self.groups[group] = self.groups.get(group, 0) + 1
+
+
+def with_inner(outcome: Outcome, inner_transactions: int | None) -> Outcome:
+    """The outcome, with the number of transactions that the routine ended by itself."""
+    return replace(outcome, inner_transactions=inner_transactions)
 
 
 def job_key(job_id: int) -> int:
@@ -161,7 +167,9 @@ def queue_slot(conn: Connection, item: Listed, due: decisions.Due) -> int | None
         },
     )
     if run is not None:
-        state = {"job": job.id, "run": run, "slot": due.run, "attempt": due.attempt}
+        # A retry has a moment of its own; what counts as the schedule's last slot is the one that it makes up for.
+        slot = item.state.slot if due.reason == "retry" else due.run
+        state = {"job": job.id, "run": run, "slot": slot, "attempt": due.attempt}
         SQL["set_live"].run(conn, state | {"catch_up_until": due.catch_up_until})
     return run
 
@@ -186,17 +194,26 @@ def alert(conn: Connection, database: str, event: str, job_id: int, name: str | 
 
 
 def finish(
-    conn: Connection, run: int, outcome: Outcome, *, database: str, pid: int | None, daily: Schedule, hdbpp_stats: bool
+    conn: Connection,
+    run: int,
+    outcome: Outcome,
+    *,
+    job: int,
+    database: str,
+    pid: int | None,
+    daily: Schedule,
+    hdbpp_stats: bool,
 ) -> bool:
     """Mark a run and everything that follows from its end; False if this backend does not own it any more.
 
     With `pid` None the run must be queued, else running under that backend. One transaction holds the mark, the next
     due time, the counters, the jobs that follow and the alerts, so that no end is half recorded.
     """
+    # The job's row first: whoever holds it keeps this transaction waiting before it holds the run's.
+    found = SQL["job_row_waiting"].records(conn, {"job": job})
     row = _mark(conn, run, outcome, pid)
     if row is None:
         return False
-    found = SQL["job_row_waiting"].records(conn, {"job": row["job_id"]})
     if not found:
         return True  # the job was deleted while it ran; its history stays
     item = _listed(found[0], daily)
@@ -212,12 +229,24 @@ def finish(
     if outcome.state in ("succeeded", "cancelled", *ENDED_BADLY) and row["started_at"] is not None:
         SQL["count_run"].run(conn, counts)
         if item.job.origin == ORIGIN_HDBPP and hdbpp_stats:
-            SQL["hdbpp_stats"].run(conn, counts)
+            _count_as_hdbpp(conn, counts)
     if item.state.live_run == run:
         _plan_after(conn, item, row, outcome, database)
     if outcome.state == "succeeded":
         _warn_if_slow(conn, item.job, row, run, database)
     return True
+
+
+def _count_as_hdbpp(conn: Connection, counts: dict[str, Any]) -> None:
+    """hdbpp's own counters; a row deleted meanwhile, or rights that are missing, must not keep the run from its end."""
+    SQL["savepoint_stats"].run(conn)
+    try:
+        SQL["hdbpp_stats"].run(conn, counts)
+    except DatabaseError as error:
+        if conn.closed or not (sqlstate(error) or "").startswith(("23", "42")):
+            raise
+        SQL["undo_stats"].run(conn)
+        log.warning("job.hdbpp_stats_not_written", job=counts["job"], reason=first_line(error))
 
 
 def now(conn: Connection) -> datetime:
@@ -263,6 +292,8 @@ def _plan_after(conn: Connection, item: Listed, row: dict[str, Any], outcome: Ou
         then = decisions.after(job, state, ended, jitter=random.uniform(-1, 1))
     except ScheduleError:
         then = decisions.After(Plan(), state.consecutive_failures)  # the next look says what is wrong with it
+    if not job.scheduled:
+        then = replace(then, plan=Plan(), disable=False, over=False)  # paused or gone while it ran
     SQL["plan_after"].run(conn, {"job": job.id, "failures": then.consecutive_failures} | _plan_columns(then.plan))
     skip(conn, job, then.skipped, f"the run of {ended.slot:%Y-%m-%d %H:%M:%S} UTC was still going")
     if then.disable or then.over:
