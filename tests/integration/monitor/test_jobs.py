@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from psycopg2.extensions import parse_dsn
 from workers import database, execution
 from workers import settings as settings_module
 from workers.monitor.board import Board
-from workers.monitor.jobs import sections
+from workers.monitor.jobs import schedule, sections
 from workers.postprocessing import api
 from workers.services.ports import choose_port
 from workers.settings import Settings
@@ -387,3 +387,21 @@ def test_a_site_without_jobs_has_no_section(dsn: str, tmp_path: Path) -> None:
     answers = asyncio.run(Board(conf).look()).postprocessing
     assert (answers["control"].value or {})["jobs"] == 0
     assert list(sections(answers)) == []
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"cron": "@daily"}, "@daily"),
+        ({"schedule_interval": "1 day 02:00:30.5", "timezone": "Asia/Tokyo"}, "every 1 day 2 h 30.5 s Asia/Tokyo"),
+        ({"schedule_interval": "00:00:05", "fixed_schedule": False}, "every 5 s after the last end"),
+        ({"run_at": datetime(2026, 3, 1, 22, 30, tzinfo=UTC)}, "once at 2026-03-01 22:30:00 UTC"),
+        ({"after_job": 7}, "after job 7"),
+        ({"origin": "hdbpp", "timezone": "Europe/Paris"}, "daily Europe/Paris"),
+        ({}, "on request"),
+    ],
+)
+def test_a_schedule_reads_like_a_sentence(columns: dict[str, Any], words: str) -> None:
+    """Every kind of schedule is said in words."""
+    nothing = dict.fromkeys(("cron", "schedule_interval", "run_at", "after_job", "timezone"))
+    assert schedule({**nothing, "origin": "headrace", "fixed_schedule": True, **columns}) == words
