@@ -114,6 +114,9 @@ def deployment(databases: int = 1) -> Iterator[Deployment]:
                 until(lambda: bool(ask(conn, "SELECT 1 FROM headrace.worker WHERE cardinality(queues) > 0")))
                 until(lambda: bool(ask(conn, "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '%look%'")))
             yield made
+        except TimeoutError:
+            print((folder / "log").read_text(errors="replace")[-3000:])
+            raise
         finally:
             for process in reversed(processes):
                 process.terminate()
@@ -195,7 +198,8 @@ def due_to_start() -> list[Row]:
         ask(
             conn,
             "INSERT INTO headrace.job (proc_schema, proc_name, schedule_interval, initial_start) "
-            "SELECT 'public', 'noop', '10 s', %s::timestamptz + (n - 0.5) * interval '1 s' / %s FROM generate_series(1, %s) n",
+            "SELECT 'public', 'noop', '10 s', %s::timestamptz + (n - 0.5) * interval '1 s' / %s "
+            "FROM generate_series(1, %s) n",
             began, half, int(10 * half),
         )  # fmt: skip
         count = DUE_SECONDS * DUE_PER_SECOND
@@ -296,7 +300,7 @@ def family_cpu(pid: int) -> float:
     """CPU seconds so far of a process, of all below it, and of those that it has reaped."""
     process = psutil.Process(pid)
     own = process.cpu_times()
-    total = own.user + own.system + own.children_user + own.children_system
+    total: float = own.user + own.system + own.children_user + own.children_system
     for child in process.children(recursive=True):
         try:
             times = child.cpu_times()

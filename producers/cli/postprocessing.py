@@ -15,22 +15,9 @@ import click
 
 from producers.cli import follow
 from producers.cli.context import DONE, SOME_FAILED, UNREACHABLE, State, json_option, pass_state
-from producers.cli.postprocessing_jobs import (
-    add,
-    alter,
-    back_fill,
-    database_option,
-    delete,
-    export,
-    history,
-    import_,
-    legacy_option,
-    list_,
-    next_runs,
-    pause,
-    resume,
-    the_database,
-)
+from producers.cli.postprocessing_jobs import add, alter, delete, export, import_, list_
+from producers.cli.postprocessing_options import database_option, legacy_option, the_database
+from producers.cli.postprocessing_runs import back_fill, history, next_runs, pause, resume
 from workers import database, execution, logs, runs
 from workers.errors import HeadraceError, PermanentFailure, ServerUnavailable
 from workers.messages import Message, RunJob

@@ -1,9 +1,9 @@
-"""The commands of `headrace postprocessing` that define jobs and look at them."""
+"""The commands of `headrace postprocessing` that define jobs, list them, and take them from or to elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -12,79 +12,10 @@ import yaml
 
 from producers.cli import follow
 from producers.cli.context import DONE, SOME_FAILED, State, json_option, pass_state
-from workers.errors import PermanentFailure
+from producers.cli.postprocessing_options import Json, Moment, database_option, legacy_option, the_database
 from workers.postprocessing import api
-from workers.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-database_option = click.option("--database", "-D", "db", help="A database of the settings, if there are several.")
-
-
-def legacy_option(command: F) -> F:
-    """`--legacy-config hdbpp_postprocessing.conf`: that file's databases are this invocation's."""
-
-    def read(ctx: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
-        if value is not None:
-            state = ctx.ensure_object(State)
-            state.legacy = value
-            state.overrides = api.settings_from_hdbpp(value)
-
-    option = click.option(
-        "--legacy-config",
-        "-c",
-        type=click.Path(path_type=Path),
-        expose_value=False,
-        callback=read,
-        help="hdbpp-postprocessing's YAML file: its root keys are the databases.",
-    )
-    return option(command)
-
-
-class Moment(click.ParamType[datetime]):
-    """A time such as 2027-03-28T01:30Z; without an offset it is UTC."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """The aware datetime."""
-        if isinstance(value, datetime):
-            return value
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value!r} is no time; write it as 2027-03-28 01:30 or 2027-03-28T01:30:00+02:00", param, ctx)
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
-class Json(click.ParamType[str]):
-    """A JSON document, kept as it was written."""
-
-    name = "json"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The text, once it is known to be JSON."""
-        import json
-
-        try:
-            json.loads(value)
-        except ValueError as error:
-            self.fail(f"{value!r} is no JSON: {error}", param, ctx)
-        return str(value)
-
-
-def the_database(conf: Settings, name: str | None) -> str:
-    """The database that is meant: the one named, or the only one there is."""
-    if name is not None:
-        return api.check_name(conf, name)
-    names = api.names(conf)
-    if len(names) == 1:
-        return names[0]
-    ready = [one for one in names if api.is_set_up(conf, one)]
-    if len(ready) == 1:
-        return ready[0]
-    raise click.UsageError(f"name one of the databases with --database: {', '.join(names)}")
-
 
 _COLUMNS: tuple[tuple[tuple[str, ...], str, Any, str], ...] = (
     (("--every", "--schedule-interval"), "schedule_interval", str, "An interval such as '1 hour' or '1 month'."),
@@ -228,144 +159,6 @@ def list_(state: State, db: str | None) -> int:
     return DONE
 
 
-@click.command()
-@click.argument("job", type=int, required=False)
-@click.option("--run", type=int, help="One run, with everything that is known of it.")
-@click.option("--failed", is_flag=True, help="Only runs that did not end well.")
-@click.option("--limit", default=20, show_default=True)
-@database_option
-@legacy_option
-@json_option
-@pass_state
-def history(state: State, job: int | None, run: int | None, failed: bool, limit: int, db: str | None) -> int:
-    """Runs, newest first: those skipped, lost and stopped included."""
-    conf = state.prepare()
-    chosen = the_database(conf, db)
-    rows = api.history(conf, chosen, job=job, run=run, failed=failed, limit=limit)
-    if state.json:
-        state.emit({"database": chosen, "runs": rows})
-    elif run is not None:
-        for key, value in (rows[0] if rows else {}).items():
-            if value not in (None, "", []):
-                state.out(f"{key}: {value}")
-    else:
-        columns = ("run", "job", "scheduled for [UTC]", "state", "started [UTC]", "took [s]", "try", "why")
-        shown = [
-            (
-                row["run_id"],
-                row["job_id"],
-                row["scheduled_for"],
-                row["state"],
-                row["started_at"],
-                row["seconds"],
-                f"{row['attempt']} {row['reason']}",
-                " ".join(part for part in (row["sqlstate"], row["message"], _kept(row)) if part) or None,
-            )
-            for row in rows
-        ]
-        state.table(f"Runs in {chosen}", columns, shown)
-    return DONE
-
-
-@click.command(name="next-runs")
-@click.argument("job", type=int, required=False)
-@click.option("--cron", help="Of this expression instead of a job's schedule.")
-@click.option("--tz", "--timezone", "zone", default="UTC", show_default=True, help="With --cron: the time zone.")
-@click.option("--from", "start", type=Moment(), help="From this time on (default: now).")
-@click.option("--count", default=10, show_default=True, type=click.IntRange(1, 10_000))
-@database_option
-@legacy_option
-@json_option
-@pass_state
-def next_runs(
-    state: State, job: int | None, cron: str | None, zone: str, start: datetime | None, count: int, db: str | None
-) -> int:
-    """When a job, or a cron expression, starts next: UTC, one line each. Writes nothing."""
-    if (job is None) == (cron is None):
-        raise click.UsageError("name a job, or an expression with --cron")
-    try:
-        if cron is not None:
-            plan = api.Schedule(cron=cron, zone=zone)
-            moments = api.preview(plan, start=start or datetime.now(UTC), count=count)
-        else:
-            assert job is not None
-            conf = state.settings
-            moments = api.next_runs(conf, the_database(conf, db), job, count=count, start=start)
-    except api.ScheduleError as problem:
-        raise PermanentFailure(str(problem)) from problem
-    texts = [f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}+00:00" for moment in moments]
-    if state.json:
-        state.emit({"starts": texts})
-    else:
-        for text in texts:
-            state.out(text)
-        if not texts:
-            state.say("no further start by itself")
-    return DONE
-
-
-@click.command(name="back-fill")
-@click.argument("job", type=int)
-@click.option("--from", "start", type=Moment(), required=True, help="Slots after this time ...")
-@click.option("--until", "end", type=Moment(), required=True, help="... and up to this one.")
-@database_option
-@legacy_option
-@json_option
-@pass_state
-def back_fill(state: State, job: int, start: datetime, end: datetime, db: str | None) -> int:
-    """Queue the past slots of a job's schedule that never had a run; they run one after the other."""
-    conf = state.prepare()
-    chosen = the_database(conf, db)
-    slots = api.back_fill(conf, chosen, job, start=start, end=end, by=follow.who())
-    if state.json:
-        state.emit({"database": chosen, "job_id": job, "queued": len(slots)})
-    else:
-        state.out(f"{chosen}: {len(slots)} slots of job {job} are queued")
-    return DONE
-
-
-@click.command()
-@click.option("--job", type=int, help="Only this job (default: the whole database).")
-@click.option("--from", "starts", type=Moment(), help="Not before (default: now).")
-@click.option("--until", type=Moment(), help="Ends by itself then (default: by `resume`).")
-@click.option("--reason")
-@database_option
-@legacy_option
-@json_option
-@pass_state
-def pause(
-    state: State, job: int | None, starts: datetime | None, until: datetime | None, reason: str | None, db: str | None
-) -> int:
-    """Nothing of a database, or of one job, starts for a while; what is due waits. Running ones go on."""
-    conf = state.prepare()
-    chosen = the_database(conf, db)
-    api.pause(conf, chosen, job=job, span=(starts, until), by=follow.who(), reason=reason)
-    if state.json:
-        state.emit({"database": chosen, "job_id": job})
-    else:
-        end = f" until {until:%Y-%m-%d %H:%M:%S}" if until else "; `headrace postprocessing resume` ends it"
-        state.out(f"{chosen}: {'everything' if job is None else f'job {job}'} is paused{end}")
-    return DONE
-
-
-@click.command()
-@click.option("--job", type=int, help="Only this job.")
-@database_option
-@legacy_option
-@json_option
-@pass_state
-def resume(state: State, job: int | None, db: str | None) -> int:
-    """Take pauses of a database, or of one job, back."""
-    conf = state.prepare()
-    chosen = the_database(conf, db)
-    count = api.resume(conf, chosen, job=job)
-    if state.json:
-        state.emit({"database": chosen, "resumed": count})
-    else:
-        state.out(f"{chosen}: {count} pauses taken back" if count else f"{chosen}: nothing was paused")
-    return DONE if count else SOME_FAILED
-
-
 @click.command(name="import")
 @click.argument("source", metavar="hdbpp|timescaledb|pg_cron|FILE")
 @click.option("--apply", is_flag=True, help="Take them over; without it they are only listed.")
@@ -445,10 +238,3 @@ def _state_of(row: dict[str, Any]) -> str:
         return "paused"
     failing = f"failing ({row['consecutive_failures']})" if row["consecutive_failures"] else "ok"
     return f"{failing}, waits for {row['waits_for']}" if row["waits_for"] else failing
-
-
-def _kept(row: dict[str, Any]) -> str | None:
-    """What a run that committed inside and failed later has left behind."""
-    if row["state"] in ("succeeded", "skipped") or not row["inner_transactions"]:
-        return None
-    return f"(it had ended {row['inner_transactions']} transactions by itself; what they committed stays)"

@@ -13,7 +13,7 @@ from workers.database import Connection
 from workers.errors import PermanentFailure, RetryLater
 from workers.hdbpp_file import databases_of
 from workers.messages import RunJob
-from workers.postprocessing import definitions, interchange, scope, setup, store
+from workers.postprocessing import definitions, endings, interchange, scope, setup, store
 from workers.postprocessing.definitions import preview
 from workers.postprocessing.look import look, settle_silent_runs
 from workers.postprocessing.schedule import Schedule, ScheduleError
@@ -165,8 +165,8 @@ def cancel(settings: Settings, name: str, *, run: int | None = None, job: int | 
         for row in MANAGE["cancel_runs"].rows(conn, {"run": run, "job": job, "by": by}):
             ended.append(row[0])
             if row[2] == "queued":
-                outcome = store.Outcome("cancelled", f"cancelled by {by} before it started", cancelled_by=by)
-                store.finish(
+                outcome = endings.Outcome("cancelled", f"cancelled by {by} before it started", cancelled_by=by)
+                endings.finish(
                     conn, row[0], outcome, job=row[1], database=name, pid=None, daily=where.daily, hdbpp_stats=False
                 )
             else:

