@@ -230,6 +230,8 @@ def throughput() -> list[Row]:
             )  # fmt: skip
         open_runs = "SELECT count(*) FROM headrace.job_run WHERE finished_at IS NOT NULL"
         sessions = 0
+        parts = {"worker": made.worker.pid, "PostgreSQL": made.servers[0]}
+        before = {part: family_cpu(pid) for part, pid in parts.items()}
 
         def is_over() -> bool:
             nonlocal sessions
@@ -238,6 +240,7 @@ def throughput() -> list[Row]:
             return all(ask(conn, open_runs)[0][0] == each for conn in conns)
 
         until(is_over, 150)
+        spent = {part: (family_cpu(pid) - before[part]) / JOBS for part, pid in parts.items()}
         facts = [
             ask(
                 conn,
@@ -256,6 +259,7 @@ def throughput() -> list[Row]:
         ("serial : ours", f"{serial / wall:.2f} x", f"{PROCESSES} processes", "3 x"),
         ("  due to first start", milliseconds(first), "", ""),
         ("  claim to end of one run, mean", milliseconds(claimed), "", ""),
+        *((f"  CPU of one run, {part}", milliseconds(used), "", "") for part, used in spent.items()),
         ("  sessions of ours at once", sessions, f"max_connections {MAX_CONNECTIONS}", ""),
     ]
 

@@ -10,7 +10,7 @@ import threading
 import time
 
 from workers import database, logs
-from workers.app import send
+from workers.app import queue_depths, send
 from workers.errors import HeadraceError, RetryLater
 from workers.postprocessing import api
 from workers.settings import Settings
@@ -56,7 +56,9 @@ class _Looker:
 
     def _look(self, settings: Settings) -> None:
         try:
-            send(api.look(settings, self.name), slot=str(int(time.time() // 60)))
+            # A message that is in the queue is not lost, however long it waits there behind long runs.
+            waits = queue_depths(["postprocessing"])["postprocessing"] > 0
+            send(api.look(settings, self.name, resend=not waits), slot=str(int(time.time() // 60)))
         except RetryLater as reason:
             self._fail(str(reason), reason.after.total_seconds())
         except HeadraceError as reason:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from workers import database, logs, notify
+from workers.channels import NotTold, send_mail, send_webhook
 from workers.errors import ServerUnavailable
-from workers.notify import Alert, NotTold
+from workers.notify import Alert
 from workers.room_settings import Alerts, Mail
 from workers.settings import Settings
 from workers.sql_files import Query, queries
@@ -139,7 +140,7 @@ def _channels(config: Alerts, target: Target) -> dict[str, Channel]:
     if (mail := config.mail) is not None:
         channels["mail"] = lambda alert: _mail(alert, mail, config)
     if (webhook := config.webhook) is not None:
-        channels["webhook"] = lambda alert: notify.send_webhook(alert, webhook, config)
+        channels["webhook"] = lambda alert: send_webhook(alert, webhook, config)
     if (statement := config.sql) is not None:
         channels["sql"] = lambda alert: _hook(alert, statement, config, target)
     return channels
@@ -158,7 +159,7 @@ def _attempt(name: str, channel: Channel, alert: Alert) -> None:
 
 
 def _mail(alert: Alert, mail: Mail, config: Alerts) -> None:
-    refused = notify.send_mail(alert, mail, config)
+    refused = send_mail(alert, mail, config)
     if refused:
         # Sending it again would reach those a second time who have it.
         log.warning("alert.recipients_refused", id=alert.id, recipients=refused)

@@ -40,7 +40,13 @@ _SERVER = {
     "client_connection_check_interval": "5s",
     "TimeZone": "UTC",
     "DateStyle": "ISO",
-    "search_path": "public, pg_temp",
+    "IntervalStyle": "postgres",
+    # A site's defaults for people must not cut our own short questions off.
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    # What somebody put into a schema is never taken for one of PostgreSQL's own; our names are qualified.
+    "search_path": "pg_catalog, pg_temp",
 }
 _AGAIN = {
     "40001": "a concurrent update interfered",

@@ -126,7 +126,10 @@ def run(
         chosen = the_database(conf, db)
         requested = [api.request(conf, chosen, job, by=follow.who()) for job in jobs]
         if here:
-            return follow.here(state, requested, timeout=timedelta(seconds=here_timeout))
+            code = follow.here(state, requested, timeout=timedelta(seconds=here_timeout))
+            for message in requested:
+                api.give_up(conf, message)
+            return code
         return follow.enqueue(state, requested, wait=wait)
     if not here:
         raise click.UsageError("name the jobs to run, or use --here to run everything that is due in this process")
@@ -270,13 +273,16 @@ def _each_once(conf: Settings, name: str, timeout: float, *, hdbpp: bool) -> lis
         # Written down one at a time: what a killed drop-in has not begun is not left waiting for a worker.
         message = api.request(conf, name, job, by=follow.who(), reason="drop-in" if hdbpp else "request")
         problems += _run_here(conf, [message], timeout)
+        api.give_up(conf, message)
     return problems
 
 
 def _what_is_due(conf: Settings, name: str, timeout: float) -> list[str]:
     """Run what is due in a database, until nothing is."""
     problems: list[str] = []
-    while messages := [m for m in api.look(conf, name) if isinstance(m, RunJob)]:
+    done: set[int] = set()
+    while messages := [m for m in api.look(conf, name) if isinstance(m, RunJob) and m.job_run not in done]:
+        done |= {message.job_run for message in messages}
         problems += _run_here(conf, messages, timeout)
     return problems
 

@@ -7,6 +7,7 @@ COMMENT ON SEQUENCE headrace.job_number IS
 CREATE TABLE headrace.job (
     job_id bigint PRIMARY KEY DEFAULT nextval('headrace.job_number'),
     origin text NOT NULL DEFAULT 'headrace' CHECK (origin IN ('headrace', 'hdbpp')),
+    imported_from text UNIQUE,
     name text,
     owner name NOT NULL DEFAULT session_user,
     run_as name,
@@ -44,6 +45,7 @@ CREATE TABLE headrace.job (
 );
 COMMENT ON TABLE headrace.job IS
     'One row per job. A row of origin hdbpp adds a schedule to the row of postprocessing_jobs with the same job_id, which has its procedure and config.';
+COMMENT ON COLUMN headrace.job.imported_from IS 'The source, its number there and a digest of what it ran: ''pg_cron 7 1f0c5a9be214''. Taken over once.';
 COMMENT ON COLUMN headrace.job.name IS 'For people; the same as TimescaleDB''s application_name.';
 COMMENT ON COLUMN headrace.job.run_as IS 'The role that the procedure runs as; null: the login of the settings.';
 COMMENT ON COLUMN headrace.job.after_job IS 'Runs after each success of this job (with after_failure = run: after each end).';
@@ -171,10 +173,19 @@ COMMENT ON TABLE headrace.job_limit IS 'How many jobs of a lock group may run at
 CREATE FUNCTION headrace.job_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $body$
 BEGIN
-    INSERT INTO headrace.job_state (job_id, priority, replan)
-    VALUES (NEW.job_id, NEW.priority, NEW.scheduled AND NEW.gone_at IS NULL)
+    IF TG_OP = 'UPDATE' AND NEW.job_id = OLD.job_id
+        AND (OLD.scheduled, OLD.schedule_interval, OLD.cron, OLD.run_at, OLD.after_job, OLD.fixed_schedule, OLD.timezone,
+             OLD.initial_start, OLD.run_window, OLD.gone_at)
+            IS NOT DISTINCT FROM
+            (NEW.scheduled, NEW.schedule_interval, NEW.cron, NEW.run_at, NEW.after_job, NEW.fixed_schedule, NEW.timezone,
+             NEW.initial_start, NEW.run_window, NEW.gone_at) THEN
+        UPDATE headrace.job_state SET priority = NEW.priority WHERE job_id = NEW.job_id;
+        RETURN NULL;
+    END IF;
+    INSERT INTO headrace.job_state (job_id, priority)
+    VALUES (NEW.job_id, NEW.priority)
     ON CONFLICT (job_id) DO UPDATE
-       SET replan = NEW.scheduled AND NEW.gone_at IS NULL,
+       SET replan = true,
            priority = NEW.priority,
            problem = NULL,
            next_start = CASE WHEN NEW.scheduled AND NEW.gone_at IS NULL THEN job_state.next_start END,

@@ -161,8 +161,9 @@ SELECT id, room, key, database, backend_pid, backend_start
  ORDER BY id
 
 -- name: backend_lives
--- Is that very backend still there? The start time tells a reused pid.
-SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %(pid)s AND backend_start = %(start)s)
+-- Is that very backend still there? The start time tells a reused pid; another login's is not shown and counts as alive.
+SELECT EXISTS (SELECT FROM pg_stat_activity
+                WHERE pid = %(pid)s AND (backend_start = %(start)s OR backend_start IS NULL))
 
 -- name: lose_run
 -- A run whose worker and backend are both gone.

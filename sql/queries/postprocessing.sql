@@ -94,37 +94,36 @@ WITH wanted AS MATERIALIZED (
 )
 SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM back), (SELECT count(*) FROM fresh)
 
+-- name: lock_states
+-- Lock the states of some jobs; those that somebody else holds come with the next look.
+SELECT job_id FROM headrace.job_state WHERE job_id = ANY(%(ids)s) ORDER BY job_id FOR UPDATE SKIP LOCKED
+
+-- name: lock_job
+-- Lock one job, as whoever alters it does, before its state.
+SELECT FROM headrace.job WHERE job_id = %(job)s FOR NO KEY UPDATE
+
+-- name: lock_state
+-- Lock the state of one job, and of those that follow it: whoever holds one keeps us waiting before we hold the run.
+SELECT s.job_id
+  FROM headrace.job_state s
+ WHERE s.job_id = %(job)s OR s.job_id IN (SELECT j.job_id FROM headrace.job j WHERE j.after_job = %(job)s)
+ ORDER BY s.job_id
+   FOR UPDATE
+
 -- name: job_rows
--- Definition and state of some jobs, the state locked; those that somebody else holds come with the next look.
+-- Definition and state of some jobs, whose states are locked already: a read in the locking statement could be stale.
 SELECT j.job_id, j.origin, j.name, j.scheduled AND j.gone_at IS NULL AS scheduled, j.cron, j.run_at, j.after_job,
        j.fixed_schedule, j.timezone, j.initial_start, j.run_window, j.after_failure, j.max_retries, j.retry_period,
        j.on_lost, j.missed, j.missed_cap, j.start_deadline, j.overlap, j.lock_group, j.alert_after, j.created_at,
-       (extract(year FROM j.schedule_interval) * 12 + extract(month FROM j.schedule_interval))::int AS interval_months,
+       (extract(year FROM j.schedule_interval)::int * 12 + extract(month FROM j.schedule_interval)::int) AS interval_months,
        extract(day FROM j.schedule_interval)::int AS interval_days,
-       (extract(hour FROM j.schedule_interval) * 3600000000 + extract(minute FROM j.schedule_interval) * 60000000
-        + extract(microseconds FROM j.schedule_interval))::bigint AS interval_microseconds,
+       (extract(hour FROM j.schedule_interval)::bigint * 3600000000 + extract(minute FROM j.schedule_interval)::bigint * 60000000
+        + extract(microseconds FROM j.schedule_interval)::bigint) AS interval_microseconds,
        s.next_start, s.slot, s.reason, s.attempt, s.live_run, s.catch_up_until, s.planned_at, s.last_slot, s.last_finish,
-       s.consecutive_failures, s.replan, s.priority
+       s.consecutive_failures, s.replan, s.waits_for, s.priority
   FROM headrace.job j
   JOIN headrace.job_state s USING (job_id)
  WHERE j.job_id = ANY(%(ids)s)
-   FOR UPDATE OF s SKIP LOCKED
-
--- name: job_row_waiting
--- Definition and state of one job, the state locked however long that takes.
-SELECT j.job_id, j.origin, j.name, j.scheduled AND j.gone_at IS NULL AS scheduled, j.cron, j.run_at, j.after_job,
-       j.fixed_schedule, j.timezone, j.initial_start, j.run_window, j.after_failure, j.max_retries, j.retry_period,
-       j.on_lost, j.missed, j.missed_cap, j.start_deadline, j.overlap, j.lock_group, j.alert_after, j.created_at,
-       (extract(year FROM j.schedule_interval) * 12 + extract(month FROM j.schedule_interval))::int AS interval_months,
-       extract(day FROM j.schedule_interval)::int AS interval_days,
-       (extract(hour FROM j.schedule_interval) * 3600000000 + extract(minute FROM j.schedule_interval) * 60000000
-        + extract(microseconds FROM j.schedule_interval))::bigint AS interval_microseconds,
-       s.next_start, s.slot, s.reason, s.attempt, s.live_run, s.catch_up_until, s.planned_at, s.last_slot, s.last_finish,
-       s.consecutive_failures, s.replan, s.priority
-  FROM headrace.job j
-  JOIN headrace.job_state s USING (job_id)
- WHERE j.job_id = %(job)s
-   FOR UPDATE OF s
 
 -- name: to_replan
 -- Jobs whose definition changed since they were planned.
@@ -160,7 +159,7 @@ SELECT job_id, next_start, priority
 -- Queued and running runs of this database, and per lock group.
 SELECT coalesce(lock_group, '') AS lock_group, count(*) AS live, count(*) FILTER (WHERE state = 'running') AS running
   FROM headrace.job_run
- WHERE state IN ('queued', 'running')
+ WHERE state IN ('queued', 'running') AND (state = 'running' OR sent_at IS NOT NULL)
  GROUP BY 1
 
 -- name: group_limits
@@ -218,11 +217,16 @@ ON CONFLICT (job_id, scheduled_for) DO NOTHING
 RETURNING run_id
 
 -- name: unsent
--- Queued runs whose message was never sent, or so long ago that it may be lost; they count as sent now.
+-- Queued runs whose message was never sent, or so long ago that it may be lost; they count as sent now. Of the past
+-- slots that a person asked for, each job has one on its way at a time, so that they keep nothing else waiting.
 UPDATE headrace.job_run r SET sent_at = clock_timestamp()
  WHERE r.run_id IN (
         SELECT q.run_id FROM headrace.job_run q
-         WHERE q.state = 'queued' AND (q.sent_at IS NULL OR q.sent_at < now() - %(older)s::interval)
+         WHERE q.state = 'queued'
+           AND (q.sent_at IS NULL OR (%(resend)s AND q.sent_at < now() - %(older)s::interval))
+           AND (q.reason <> 'back-fill' OR q.sent_at IS NOT NULL
+                OR q.run_id = (SELECT min(b.run_id) FROM headrace.job_run b
+                                WHERE b.job_id = q.job_id AND b.reason = 'back-fill' AND b.state IN ('queued', 'running')))
          ORDER BY q.priority DESC, q.run_id
          LIMIT %(limit)s
            FOR UPDATE SKIP LOCKED)
@@ -232,7 +236,9 @@ RETURNING r.run_id, r.job_id, r.priority
 -- Running without a heartbeat for too long; with the seconds of silence, and whether the backend still lives.
 SELECT r.run_id, r.job_id, r.backend_pid, extract(epoch FROM now() - r.heartbeat)::float8 AS silent_seconds,
        EXISTS (SELECT FROM pg_catalog.pg_stat_activity a
-                WHERE a.pid = r.backend_pid AND a.backend_start = r.backend_start) AS backend_lives
+                WHERE a.pid = r.backend_pid
+                  AND (a.backend_start = r.backend_start OR a.backend_start IS NULL)) AS backend_lives,
+       r.heartbeat
   FROM headrace.job_run r
  WHERE r.state = 'running' AND r.heartbeat < now() - %(older)s::interval
  ORDER BY r.run_id
@@ -256,7 +262,7 @@ UPDATE headrace.job_run r
    SET state = 'running', started_at = clock_timestamp(), heartbeat = clock_timestamp(), host = %(host)s,
        worker = %(worker)s, backend_pid = pg_backend_pid(),
        backend_start = (SELECT backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_backend_pid())
- WHERE r.run_id = %(run)s AND r.state = 'queued'
+ WHERE r.run_id = %(run)s AND r.state = 'queued' AND r.cancel_requested_at IS NULL
 RETURNING r.job_id, r.scheduled_for, r.reason, r.backend_pid, r.backend_start
 
 -- name: unclaim
@@ -264,13 +270,14 @@ RETURNING r.job_id, r.scheduled_for, r.reason, r.backend_pid, r.backend_start
 UPDATE headrace.job_run
    SET state = 'queued', started_at = NULL, heartbeat = NULL, sent_at = clock_timestamp(), worker = NULL,
        backend_pid = NULL, backend_start = NULL
- WHERE run_id = %(run)s AND state = 'running' AND backend_pid = %(pid)s
+ WHERE run_id = %(run)s AND state = 'running' AND backend_pid = %(pid)s AND backend_start = %(start)s
+   AND cancel_requested_at IS NULL
 
 -- name: run_state
 -- Where a run stands, and which other run of its job is running.
-SELECT r.state, r.job_id, r.reason, r.message,
-       (SELECT o.run_id FROM headrace.job_run o WHERE o.job_id = r.job_id AND o.state = 'running' AND o.run_id <> r.run_id)
+SELECT r.state, r.job_id, r.reason, r.message, o.run_id, o.backend_pid, o.backend_start
   FROM headrace.job_run r
+  LEFT JOIN headrace.job_run o ON o.job_id = r.job_id AND o.state = 'running' AND o.run_id <> r.run_id
  WHERE r.run_id = %(run)s
 
 -- name: group_is_full
@@ -285,7 +292,7 @@ SELECT lock_group FROM headrace.job_run WHERE run_id = %(run)s
 
 -- name: lock_for_claim
 -- Claims within one lock group take turns, so that its limit is exact.
-SELECT pg_advisory_xact_lock(hashtextextended('headrace lock group ' || %(lock_group)s, 0))
+SELECT pg_advisory_xact_lock(hashtextextended('headrace lock group ' || %(lock_group)s::text, 0::bigint))
 
 -- name: hdbpp_job
 -- Procedure and config of a job of hdbpp's, as they are now.
@@ -306,17 +313,17 @@ SELECT array_agg(part::name::text ORDER BY position)
 -- Routines of this name, those that take (integer, json) first; with the hash of what they do.
 SELECT p.oid::bigint AS oid, n.nspname AS schema, p.proname AS name, p.prokind AS kind,
        p.pronargs >= 2 AND p.pronargs - p.pronargdefaults <= 2
-           AND p.proargtypes[0] IN ('int4'::regtype, 'int8'::regtype)
-           AND p.proargtypes[1] IN ('json'::regtype, 'jsonb'::regtype) AS fits,
+           AND p.proargtypes[0] IN ('int4'::regtype::oid, 'int8'::regtype::oid)
+           AND p.proargtypes[1] IN ('json'::regtype::oid, 'jsonb'::regtype::oid) AS fits,
        CASE WHEN p.pronargs >= 2 THEN p.proargtypes[0]::regtype::text END AS number_type,
        CASE WHEN p.pronargs >= 2 THEN p.proargtypes[1]::regtype::text END AS document_type,
        pg_get_function_identity_arguments(p.oid) AS arguments,
-       encode(sha256(convert_to(pg_get_functiondef(p.oid), 'UTF8')), 'hex') AS body_hash
+       encode(sha256(convert_to(pg_get_functiondef(p.oid), 'UTF8'::name)), 'hex') AS body_hash
   FROM pg_catalog.pg_proc p
   JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
  WHERE p.proname = %(name)s AND p.prokind IN ('p', 'f')
-   AND (n.nspname = %(schema)s OR (%(schema)s::text IS NULL AND pg_function_is_visible(p.oid)))
- ORDER BY fits DESC, number_type DESC, document_type DESC, p.oid
+   AND (n.nspname = %(schema)s OR (%(schema)s::text IS NULL AND n.nspname::text = ANY(%(path)s::text[])))
+ ORDER BY fits DESC, array_position(%(path)s::text[], n.nspname::text), number_type DESC, document_type DESC, p.oid
 
 -- name: note_call
 -- What a run is about to call, for its history.
@@ -325,9 +332,22 @@ UPDATE headrace.job_run
        body_hash = %(body_hash)s, control_run = %(control_run)s
  WHERE run_id = %(run)s
 
--- name: begin_session
--- The session of one run: the role's own search path and time zone, as any client of it would have.
-RESET search_path; RESET TimeZone; RESET DateStyle
+-- name: default_path
+-- The schemas that the role's own search path has; asked under that very path.
+SELECT current_schemas(false)::text[]
+
+-- name: own_path
+-- The search path that the role has by itself, for a moment.
+RESET search_path
+
+-- name: safe_path
+-- The search path of all our own questions: nobody else can have put anything into it.
+SET search_path = pg_catalog, pg_temp
+
+-- name: begin_call
+-- The routine finds the session as any client of its role would.
+RESET search_path; RESET TimeZone; RESET DateStyle; RESET IntervalStyle; RESET lock_timeout;
+RESET idle_in_transaction_session_timeout
 
 -- name: set_role
 -- The routine runs with this role's rights.
@@ -335,8 +355,9 @@ RESET search_path; RESET TimeZone; RESET DateStyle
 SET ROLE {role}
 
 -- name: reset_role
--- Back to the login, with a search path that nobody else can have put anything into.
-SET search_path = pg_catalog, pg_temp; RESET ROLE
+-- Back to the login and to our own session, whatever the routine has changed.
+SET search_path = pg_catalog, pg_temp; RESET ROLE; SET DateStyle = ISO; SET IntervalStyle = postgres;
+SET TimeZone = UTC; SET lock_timeout = 0
 
 -- name: set_timeout
 -- PostgreSQL's own limit of the call, inner commits included; in milliseconds.
@@ -378,8 +399,9 @@ SELECT pg_cancel_backend(pid) FROM pg_catalog.pg_stat_activity WHERE pid = %(pid
 SELECT pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE pid = %(pid)s AND backend_start = %(start)s
 
 -- name: backend_lives
--- Is that very backend still there?
-SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE pid = %(pid)s AND backend_start = %(start)s)
+-- Is that very backend still there? Of another login's backend the start is not shown: it counts as alive.
+SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity
+                WHERE pid = %(pid)s AND (backend_start = %(start)s OR backend_start IS NULL))
 
 -- name: finish_run
 -- The end of a run that is still running under this backend.
@@ -419,7 +441,8 @@ UPDATE headrace.job_state
 -- What follows a run of the schedule; a definition that changed meanwhile is planned by the next look.
 UPDATE headrace.job_state
    SET live_run = NULL,
-       next_start = CASE WHEN NOT replan THEN %(next_start)s::timestamptz END,
+       next_start = CASE WHEN EXISTS (SELECT FROM headrace.job j WHERE j.job_id = %(job)s AND j.scheduled AND j.gone_at IS NULL)
+                         THEN %(next_start)s::timestamptz END,
        slot = %(slot)s, reason = %(reason)s, attempt = %(attempt)s, catch_up_until = %(catch_up_until)s,
        consecutive_failures = %(failures)s
  WHERE job_id = %(job)s
@@ -436,6 +459,24 @@ UPDATE headrace.job_state s
  WHERE j.job_id = s.job_id AND j.after_job = %(job)s AND j.scheduled AND j.gone_at IS NULL AND s.live_run IS NULL
    AND (%(success)s OR j.after_failure = 'run')
 RETURNING s.job_id
+
+-- name: busy_children
+-- Jobs that follow this one and are still at their last time: on record as skipped.
+INSERT INTO headrace.job_run (job_id, scheduled_for, reason, state, finished_at, job_name, message)
+SELECT j.job_id, %(at)s, 'after', 'skipped', clock_timestamp(), j.name, 'it was still going from the last time'
+  FROM headrace.job j
+  JOIN headrace.job_state s USING (job_id)
+ WHERE j.after_job = %(job)s AND j.scheduled AND j.gone_at IS NULL AND s.live_run IS NOT NULL
+   AND (%(success)s OR j.after_failure = 'run')
+ON CONFLICT (job_id, scheduled_for) DO NOTHING
+
+-- name: may_start
+-- Whether a queued run of the schedule may start now: its job is still scheduled, and no quiet period holds.
+SELECT j.scheduled AND j.gone_at IS NULL,
+       (SELECT max(coalesce(q.reason, 'quiet period of ' || q.made_by)) FROM headrace.quiet_period q
+         WHERE (q.job_id IS NULL OR q.job_id = j.job_id) AND q.starts_at <= now() AND q.ends_at > now())
+  FROM headrace.job j
+ WHERE j.job_id = %(job)s
 
 -- name: stopped_children
 -- Jobs that follow this one only if it ends well: on record as skipped.

@@ -65,11 +65,9 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_proc p
 -- One import of a database at a time, until the transaction ends; whoever comes second finds what the first took.
 SELECT pg_advisory_xact_lock(%(key)s)
 
--- name: same_job
--- The job of our own that does the same under the same name.
-SELECT min(job_id) FROM headrace.job
- WHERE origin = 'headrace' AND name = %(name)s AND proc_schema = %(proc_schema)s AND proc_name = %(proc_name)s
-   AND config IS NOT DISTINCT FROM %(config)s::jsonb
+-- name: imported_job
+-- The job of our own that was made of this one.
+SELECT job_id FROM headrace.job WHERE imported_from = %(mark)s
 
 -- name: users_of_routine
 -- A job that runs this routine already.

@@ -24,6 +24,15 @@ SELECT job_id FROM headrace.job WHERE origin = 'hdbpp' AND gone_at IS NULL ORDER
 -- Whether there is such a job.
 SELECT EXISTS (SELECT FROM headrace.job WHERE job_id = %(job)s AND gone_at IS NULL)
 
+-- name: follows_itself
+-- Whether the jobs that a job follows lead back to it.
+WITH RECURSIVE before (job_id) AS (
+    SELECT after_job FROM headrace.job WHERE job_id = %(job)s AND after_job IS NOT NULL
+     UNION
+    SELECT j.after_job FROM headrace.job j JOIN before b ON j.job_id = b.job_id WHERE j.after_job IS NOT NULL
+)
+SELECT EXISTS (SELECT FROM before WHERE job_id = %(job)s)
+
 -- name: add_job
 -- A job of our own.
 -- slots: columns, values

@@ -13,7 +13,7 @@ from workers.database import Connection
 from workers.errors import PermanentFailure, RetryLater
 from workers.hdbpp_file import databases_of
 from workers.messages import RunJob
-from workers.postprocessing import definitions, endings, interchange, scope, setup, store
+from workers.postprocessing import definitions, endings, export, interchange, scope, setup, store
 from workers.postprocessing.definitions import preview
 from workers.postprocessing.look import look, settle_silent_runs
 from workers.postprocessing.schedule import Schedule, ScheduleError
@@ -98,6 +98,17 @@ def request(settings: Settings, name: str, job: int, *, by: str, reason: str = "
             raise PermanentFailure(f"{name} has no job {job}; `headrace postprocessing list` shows them")
         conn.commit()
     return RunJob(database=name, job=job, job_run=run)
+
+
+def give_up(settings: Settings, message: RunJob) -> None:
+    """End a run that was asked for here and did not begin here: no worker is to start it behind the person's back."""
+    with _opened(settings, message.database, autocommit=False) as (conn, where):
+        outcome = endings.Outcome("cancelled", "the command that asked for it gave up before it began")
+        endings.finish(
+            conn, message.job_run, outcome, job=message.job, database=where.name, pid=None, daily=where.daily,
+            hdbpp_stats=False,
+        )  # fmt: skip
+        conn.commit()
 
 
 def back_fill(settings: Settings, name: str, job: int, *, start: datetime, end: datetime, by: str) -> list[datetime]:
@@ -279,7 +290,7 @@ def export_jobs(
     """Jobs as SQL statements."""
     with _opened(settings, name, autocommit=False) as (conn, where):
         daily = (str(where.daily.cron), str(where.daily.zone))
-        return interchange.export_sql(interchange.exportable(conn, job=job, daily=daily), dialect=dialect)
+        return export.export_sql(export.exportable(conn, job=job, daily=daily), dialect=dialect)
 
 
 def overview(settings: Settings, name: str, *, shown: int, measured: int, failures: int) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def routine_of(conn: Connection, call: Call, job: int) -> Routine:
     schema, name = call.schema, call.written
     if call.origin == ORIGIN_HDBPP or name is None:
         schema, name = catalog.parts_of(conn, call.written)
-    return catalog.resolve(conn, schema, name, job_id=job)
+    return catalog.resolve(conn, schema, name, job_id=job, path=catalog.default_path(conn))
 
 
 def execute(
@@ -132,8 +132,8 @@ def transactions_before(conn: Connection) -> int | None:
     return number
 
 
-def transactions_inside(conn: Connection, before: int | None) -> int | None:
-    """Transactions that the routine ended by itself: beyond the call's own one and those of these two questions."""
+def transactions_inside(conn: Connection, before: int | None, *, role: str | None) -> int | None:
+    """Transactions that the routine ended by itself: beyond the call's own and those of our statements around it."""
     if conn.closed:
         return None
     try:
@@ -141,7 +141,8 @@ def transactions_inside(conn: Connection, before: int | None) -> int | None:
         after = SQL["local_transactions"].value(conn)
     except DatabaseError:
         return None  # a timeout that the routine set, for one
-    return max(0, after - before - 3) if before is not None and after is not None else None
+    ours = 4 + bool(role)  # begin_call, SET ROLE, the call, reset_role, and the question
+    return max(0, after - before - ours) if before is not None and after is not None else None
 
 
 def _of_watchdog(watchdog: Watchdog, outcome: Outcome) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,13 +70,26 @@ def parts_of(conn: Connection, written: str | None) -> tuple[str | None, str]:
     return (parts[0], parts[1]) if len(parts) == 2 else (None, parts[0])
 
 
-def resolve(conn: Connection, schema: str | None, name: str, *, job_id: int) -> Routine:
-    """The routine of this name that takes (integer, json). Without a schema the search path decides.
+def default_path(conn: Connection) -> list[str]:
+    """The schemas of the role's own search path; our sessions have one that nobody else can put anything into."""
+    SQL["own_path"].run(conn)
+    try:
+        return list(SQL["default_path"].value(conn))
+    finally:
+        SQL["safe_path"].run(conn)
+
+
+def resolve(
+    conn: Connection, schema: str | None, name: str, *, job_id: int, path: Sequence[str] | None = None
+) -> Routine:
+    """The routine of this name that takes (integer, json). Without a schema the path decides: `path`, else the role's.
 
     Raises NotRunnable when there is none: 42883 missing or of another signature, 22003 a number too large for it.
     """
     written = f"{schema}.{name}" if schema else name
-    found = SQL["routines"].records(conn, {"schema": schema, "name": name})
+    if path is None:
+        path = default_path(conn)
+    found = SQL["routines"].records(conn, {"schema": schema, "name": name, "path": list(path)})
     fitting = [row for row in found if row["fits"]]
     if not found:
         where = "" if schema else " on the search path"

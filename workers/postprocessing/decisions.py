@@ -6,7 +6,7 @@ schedules, linear retry with jitter and caps); missed slots, overlap and lost ru
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from workers.postprocessing import windows
@@ -53,7 +53,11 @@ def first_plan(job: Job, state: State, now: datetime) -> Plan:
     A change of the schedule starts anew from `now` and makes up for nothing; a pending retry stays.
     """
     if job.schedule is None:
-        return _kept(state) if state.reason in ("after", "retry") else Plan()
+        return _kept(state) if state.reason in ("after", "retry") and state.next_start else Plan()
+    if state.reason in ("retry", "catch-up") and state.next_start and job.schedule.at is not None:
+        return _kept(state)
+    if _still_due(job, state, now):
+        return _plan(job, state.slot, not_before=now)
     if state.planned_at is None or (state.last_slot is None and job.schedule.interval is not None):
         slot = first_slot(job.schedule, now=now)
     elif job.schedule.at is not None:
@@ -71,26 +75,49 @@ def due(job: Job, state: State, now: datetime) -> Due:
     if state.slot is None or state.next_start is None or job.schedule is None or state.reason != "schedule":
         slot = state.next_start if state.reason == "retry" else state.slot
         return Due(slot or state.next_start, state.reason, state.attempt, catch_up_until=state.catch_up_until)
-    first = state.slot
-    drifting = job.schedule.interval is not None and not job.schedule.fixed
-    repeats = job.schedule.at is None and not drifting
-    # A shut window delays a slot, it does not miss it: lateness counts from the window's opening.
-    opened = _opened(job, first)
-    most = max(MOST_SKIPPED_ROWS, job.missed_cap)
-    later = slots_between(job.schedule, first, now, most) if repeats and not job.run_window else []
-    slots = [first, *later]
-    late = now - opened
+    slots, dropped = _open_slots(job, state.slot, now)
+    late = now - max(_opened(job, slots[0]), state.planned_at or slots[0])
+    if state.waits_for is not None:
+        # We held it back ourselves: that is not missing it.
+        why = f"held back by {state.waits_for}; the run of {slots[-1]:%Y-%m-%d %H:%M:%S} UTC makes up for it"
+        return Due(slots[-1], attempt=state.attempt, skipped=(*dropped, *slots[:-1]), why_skipped=why)
+    expired: tuple[datetime, ...] = ()
     if job.start_deadline is not None:
         expired = tuple(slot for slot in slots if now - _opened(job, slot) > job.start_deadline)
-        if expired:
-            slots = [slot for slot in slots if slot not in expired]
-            if not slots:
-                return Due(None, skipped=expired, why_skipped=_too_late(job), plan=_next(job, now, now), late=late)
-            return Due(slots[-1], "catch-up", skipped=(*expired, *slots[:-1]), why_skipped=_too_late(job), late=late)
+        slots = slots[len(expired) :]
+    if not slots:
+        skipped = (*dropped, *expired)
+        return Due(None, skipped=skipped, why_skipped=_too_late(job), plan=_next(job, now, now), late=late)
+    found = _of_policy(job, state, slots, now, late)
+    if not expired and not dropped:
+        return found
+    reasons = [_too_late(job)] * bool(expired) + ["outside its run_window"] * bool(dropped) + [found.why_skipped]
+    gone = tuple(sorted((*dropped, *expired, *found.skipped)))
+    return replace(found, skipped=gone, why_skipped="; or ".join(filter(None, reasons)))
+
+
+def _open_slots(job: Job, first: datetime, now: datetime) -> tuple[list[datetime], tuple[datetime, ...]]:
+    """The slots from `first` to now that could start, and those that a shut window leaves to a newer one."""
+    assert job.schedule is not None
+    drifting = job.schedule.interval is not None and not job.schedule.fixed
+    if job.schedule.at is not None or drifting:
+        return [first], ()
+    most = max(MOST_SKIPPED_ROWS, job.missed_cap)
+    slots = [first, *slots_between(job.schedule, first, now, most)]
+    if not job.run_window:
+        return slots, ()
+    newest = {_opened(job, slot): slot for slot in slots}
+    kept = sorted(newest.values())
+    return kept, tuple(slot for slot in slots if slot not in kept)
+
+
+def _of_policy(job: Job, state: State, slots: list[datetime], now: datetime, late: timedelta) -> Due:
+    """One slot in time runs; of several, or a late one, what `missed` says."""
+    first, later = slots[0], slots[1:]
     if not later and late <= _tolerance(job, first):
         return Due(first, attempt=state.attempt, catch_up_until=state.catch_up_until)
     if job.missed == "skip":
-        if later and now - later[-1] <= _tolerance(job, later[-1]):
+        if later and now - _opened(job, later[-1]) <= _tolerance(job, later[-1]):
             return Due(later[-1], skipped=tuple(slots[:-1]), why_skipped="missed while no scheduler ran", late=late)
         why = "missed while no scheduler ran"
         return Due(None, skipped=tuple(slots), why_skipped=why, plan=_next(job, now, now), late=late)
@@ -113,12 +140,13 @@ def after(job: Job, state: State, ended: Ended, *, jitter: float) -> After:
     now = ended.finished_at
     if ended.state in ENDED_BADLY:
         failures = state.consecutive_failures + 1
-        transient = _is_transient(ended.sqlstate) and failures < TRANSIENT_PATIENCE
+        transient = job.max_retries != 0 and _is_transient(ended.sqlstate) and failures < TRANSIENT_PATIENCE
         if job.max_retries >= 0 and failures >= max(job.max_retries, 1) and not transient:
             return After(Plan(), failures, disable=True)
         if ended.state == "lost" and job.on_lost == "skip":
-            return After(_next(job, now, now), failures, over=_is_over(job))
-        return After(_retry(job, state, ended, failures, transient, jitter), failures)
+            return After(_next(job, now, now), failures, over=_is_over(job), skipped=_passed(job, state, ended))
+        plan = _retry(job, state, ended, failures, transient, jitter)
+        return After(plan, failures, skipped=() if plan.reason == "retry" else _passed(job, state, ended))
     failures = 0 if ended.state == "succeeded" else state.consecutive_failures
     if job.schedule is None or job.schedule.at is not None:
         return After(Plan(), failures, over=_is_over(job))
@@ -127,10 +155,28 @@ def after(job: Job, state: State, ended: Ended, *, jitter: float) -> After:
         return After(missed, failures)
     if job.schedule.interval is not None and not job.schedule.fixed:
         return After(_next(job, now, now), failures)
-    passed = slots_between(job.schedule, last, now, MOST_SKIPPED_ROWS)
+    passed = _passed(job, state, ended)
     if passed and job.overlap == "queue":
-        return After(Plan(now, passed[-1], "after"), failures, skipped=tuple(passed[:-1]))
-    return After(_next(job, now, now), failures, skipped=tuple(passed))
+        return After(Plan(_opened(job, now), passed[-1], "catch-up"), failures, skipped=passed[:-1])
+    return After(_next(job, now, now), failures, skipped=passed)
+
+
+def _passed(job: Job, state: State, ended: Ended) -> tuple[datetime, ...]:
+    """Slots that passed while a run was going."""
+    if job.schedule is None or job.schedule.at is not None:
+        return ()
+    if job.schedule.interval is not None and not job.schedule.fixed:
+        return ()
+    return tuple(slots_between(job.schedule, state.last_slot or ended.slot, ended.finished_at, MOST_SKIPPED_ROWS))
+
+
+def _still_due(job: Job, state: State, now: datetime) -> bool:
+    """Whether a slot that waits already (for its group, its window) is one of the changed schedule, too."""
+    if job.schedule is None or state.reason != "schedule" or not state.next_start or not state.slot or state.slot > now:
+        return False
+    if job.schedule.at is not None or (job.schedule.interval is not None and not job.schedule.fixed):
+        return False
+    return next_slot(job.schedule, state.slot - timedelta(microseconds=1)) == state.slot
 
 
 def following(job: Job, state: State, now: datetime) -> Plan:
@@ -150,7 +196,7 @@ def _retry(job: Job, state: State, ended: Ended, failures: int, transient: bool,
     step = _step(job.schedule, ended.finished_at)
     if step is not None:
         delay = min(delay, 5 * step)
-    at = ended.finished_at + delay * (1 + JITTER * jitter)
+    at = _opened(job, ended.finished_at + delay * (1 + JITTER * jitter))
     fixed = job.schedule is not None and (job.schedule.cron is not None or job.schedule.fixed)
     if fixed and regular.next_start is not None and regular.next_start <= at:
         return regular

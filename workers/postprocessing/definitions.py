@@ -172,6 +172,8 @@ def _check(conn: Connection, where: Scope, job: int) -> None:
         raise PermanentFailure(f"{where.name}: {problem}") from problem
     if item.job.after_job is not None and not SQL["job_exists"].value(conn, {"job": item.job.after_job}):
         raise PermanentFailure(f"{where.name}: there is no job {item.job.after_job} to follow")
+    if SQL["follows_itself"].value(conn, {"job": job}):
+        raise PermanentFailure(f"{where.name}: job {job} would follow itself; break the ring of after_job")
 
 
 def _unknown(where: Scope, job: int) -> PermanentFailure:

@@ -25,6 +25,7 @@ from workers.sql_files import queries
 log = logs.get(__name__)
 SQL = queries("postprocessing")
 
+PASSING = ("08", "40", "53", "55", "57", "58")  # SQLSTATE classes: connection, rollback, resources, locks, operator
 SLOW_FACTOR = 3.0
 SLOW_LEAST_RUNS = 5
 SLOW_LEAST = timedelta(seconds=1)
@@ -100,7 +101,7 @@ def _count_as_hdbpp(conn: Connection, counts: dict[str, Any]) -> None:
     try:
         SQL["hdbpp_stats"].run(conn, counts)
     except DatabaseError as error:
-        if conn.closed or not (sqlstate(error) or "").startswith(("23", "42")):
+        if conn.closed or (sqlstate(error) or "").startswith(PASSING):
             raise
         SQL["undo_stats"].run(conn)
         log.warning("job.hdbpp_stats_not_written", job=counts["job"], reason=first_line(error))
@@ -141,16 +142,22 @@ def _plan_after(conn: Connection, item: Listed, row: dict[str, Any], outcome: Ou
     )
     try:
         then = decisions.after(job, state, ended, jitter=random.uniform(-1, 1))
-    except ScheduleError:
+    except (ScheduleError, OverflowError, ValueError):
         then = decisions.After(Plan(), state.consecutive_failures)  # the next look says what is wrong with it
     if not job.scheduled:
         then = replace(then, plan=Plan(), disable=False, over=False)  # paused or gone while it ran
     SQL["plan_after"].run(conn, {"job": job.id, "failures": then.consecutive_failures} | store.plan_columns(then.plan))
-    store.skip(conn, job, then.skipped, f"the run of {ended.slot:%Y-%m-%d %H:%M:%S} UTC was still going")
+    store.skip(
+        conn,
+        job,
+        then.skipped,
+        f"the run of {ended.slot:%Y-%m-%d %H:%M:%S} UTC was still going, or about to be tried again",
+    )
     if then.disable or then.over:
         SQL["disable_job"].run(conn, {"job": job.id})
     success = outcome.state == "succeeded"
     children = {"job": job.id, "at": ended.finished_at, "success": success}
+    SQL["busy_children"].run(conn, children)
     SQL["due_children"].run(conn, children)
     if not success:
         why = f"job {job.id}, which it follows, ended as {outcome.state}"

@@ -55,6 +55,7 @@ class State:
     last_finish: datetime | None = None
     consecutive_failures: int = 0
     replan: bool = False
+    waits_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

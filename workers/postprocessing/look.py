@@ -33,20 +33,23 @@ REPLANNED_AT_ONCE = 2000
 RESEND = timedelta(seconds=60)
 SILENT = timedelta(seconds=20)  # two heartbeats: the backend is looked for
 ORPHAN = timedelta(seconds=45)  # four: a backend without a living worker is ended
-TERMINATED = timedelta(seconds=60)
+PATIENCE_SECONDS = 15.0
 HELD = timedelta(seconds=5)
 PUT_OFF = timedelta(minutes=10)  # a job that we cannot make sense of is tried again after this
 MISSED_ALERT = timedelta(seconds=10)
 _MIRROR_SECONDS = (1.0, 4.0)  # least and most between two mirrors of postprocessing_jobs
 _CHECK_SECONDS = 30.0
 
+# (database, run) -> heartbeat, since when this process has seen it stand still, when it cancelled the backend
+_orphans: dict[tuple[str, int], tuple[datetime | None, float, float | None]] = {}
 _mirror_due: dict[str, float] = {}
 _check_due: dict[str, float] = {}
 
 
-def look(settings: Settings, name: str) -> list[Message]:
+def look(settings: Settings, name: str, *, resend: bool = True) -> list[Message]:
     """Queue what is due in one database; the messages to send. Raises ServerUnavailable when it cannot be reached.
 
+    With `resend` messages that were sent long ago count as lost: not while they merely wait in the queue.
     A database without our tables and without hdbpp's is left alone, and a read-only one waits.
     """
     if not _is_ours(settings, name):
@@ -66,7 +69,7 @@ def look(settings: Settings, name: str) -> list[Message]:
         _queue_due(conn, where, settings)
         messages: list[Message] = [
             RunJob(database=name, job=job, job_run=run)
-            for run, job in store.unsent(conn, RESEND, settings.postprocessing.in_flight)
+            for run, job in store.unsent(conn, RESEND, settings.postprocessing.in_flight, resend=resend)
         ]
         if _is_time(_check_due, where.target, _CHECK_SECONDS):
             with _alone(conn, where):
@@ -99,15 +102,34 @@ def _mirror(conn: Connection, where: Scope) -> None:
 
 def settle_silent_runs(conn: Connection, where: Scope) -> None:
     """Mark runs as lost that have neither heartbeat nor backend; end backends that nobody watches any more."""
-    for run, job, pid, silent_seconds, lives in SQL["silent_runs"].rows(conn, {"older": SILENT}):
+    rows = SQL["silent_runs"].rows(conn, {"older": SILENT})
+    for run, job, pid, silent_seconds, lives, heartbeat in rows:
         if not lives:
             with _alone(conn, where):
                 _lose(conn, where, run, job, pid)
             log.warning("job.lost", database=where.name, job=job, job_run=run)
         elif silent_seconds > ORPHAN.total_seconds():
-            ended = silent_seconds > TERMINATED.total_seconds()
-            SQL["end_orphan"].run(conn, {"run": run, "terminate": ended})
-            log.warning("job.orphan", database=where.name, job=job, job_run=run, pid=pid, terminated=ended)
+            _end_orphan(conn, where, run, job, heartbeat)
+    for key in [key for key in _orphans if key[0] == where.target.dsn and key[1] not in {row[0] for row in rows}]:
+        del _orphans[key]
+
+
+def _end_orphan(conn: Connection, where: Scope, run: int, job: int, heartbeat: datetime) -> None:
+    """Cancel a backend that nobody watches, later terminate it; only what this process has seen silent for a while.
+
+    After a frozen machine all runs look silent for a moment, until their watchdogs wake up, too.
+    """
+    key = (where.target.dsn, run)
+    last, since, cancelled = _orphans.get(key, (None, 0.0, None))
+    now = time.monotonic()
+    if last != heartbeat:
+        _orphans[key] = (heartbeat, now, None)
+        return
+    if now - since < PATIENCE_SECONDS or (cancelled is not None and now - cancelled < PATIENCE_SECONDS):
+        return
+    SQL["end_orphan"].run(conn, {"run": run, "terminate": cancelled is not None})
+    _orphans[key] = (heartbeat, since, cancelled if cancelled is not None else now)
+    log.warning("job.orphan", database=where.name, job=job, job_run=run, terminated=cancelled is not None)
 
 
 def _lose(conn: Connection, where: Scope, run: int, job: int, pid: int) -> None:
@@ -122,7 +144,7 @@ def _lose(conn: Connection, where: Scope, run: int, job: int, pid: int) -> None:
 def _alone(conn: Connection, where: Scope, job: int | None = None, *, replanned: bool = False) -> Iterator[None]:
     """What goes wrong with one job is undone and said, and costs no other job its look.
 
-    A row that somebody holds is left for the next look. Trouble of the server's own ends the look.
+    A row that somebody holds, and passing trouble of the server's, is left to the next look, with nothing written.
     """
     SQL["savepoint"].run(conn)
     try:
@@ -130,13 +152,11 @@ def _alone(conn: Connection, where: Scope, job: int | None = None, *, replanned:
     except RetryLater:
         raise
     except Exception as bug:
-        code = database.sqlstate(bug) or ""
-        mine = not isinstance(bug, database.DatabaseError) or code.startswith(("22", "23", "42", "P0", "55P03"))
-        if conn.closed or not mine:
+        if conn.closed:
             raise
         SQL["undo_one"].run(conn)
-        if code == "55P03":
-            log.info("look.row_is_held", database=where.name, job=job)
+        if (database.sqlstate(bug) or "").startswith(endings.PASSING):
+            log.info("look.later", database=where.name, job=job, reason=database.first_line(bug))
             return
         log.exception("look.job", database=where.name, job=job)
         problem = f"cannot be scheduled: {database.first_line(bug)}; please report this"
@@ -204,7 +224,7 @@ def _queue(
 ) -> bool:
     """Queue one due job, or say what holds it back; whether a run was queued."""
     job = item.job
-    if not job.scheduled:
+    if not job.scheduled or item.state.live_run is not None:
         store.set_plan(conn, job.id, Plan())
         return False
     if job.id in quiet:
@@ -215,7 +235,7 @@ def _queue(
         store.hold(conn, job.id, now + timedelta(seconds=1), f"lock group {job.lock_group}")
         return False
     opens = decisions.opening(job, now)
-    if opens > now and item.state.reason != "after":
+    if opens > now:
         store.hold(conn, job.id, opens, f"its window {job.run_window}")
         return False
     due = decisions.due(job, item.state, now)
@@ -226,6 +246,8 @@ def _queue(
         # No run for this moment: the rest was skipped, or the slot has had its run.
         plan = due.plan if due.run is None else decisions.following(job, item.state, now)
         store.set_plan(conn, job.id, plan)
+        if due.run is None and job.schedule is not None and job.schedule.at is not None:
+            SQL["disable_job"].run(conn, {"job": job.id})  # a one-shot that was skipped is over
         return False
     live.count(job.lock_group)
     return True

@@ -19,10 +19,11 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 from workers import database, logs, runs
 from workers.database import Connection, DatabaseError
-from workers.errors import HeadraceError, NothingToDo, RetryLater
+from workers.errors import HeadraceError, NothingToDo, RetryLater, ServerUnavailable
 from workers.messages import Message, RunJob
 from workers.postprocessing import calls, catalog, endings, scope, store
 from workers.postprocessing.calls import Call, Claim
@@ -39,6 +40,7 @@ SQL = queries("postprocessing")
 BACKSTOP = timedelta(hours=23, minutes=50)  # before the worker's hard limit: `timeout`, not `lost`
 MARK_FOR = timedelta(seconds=60)  # how long a result is held while the database does not take its mark
 NOTICES = 100
+ASKED_FOR = ("request", "drop-in", "back-fill")  # by a person, whatever the schedule says
 _LOCK_WAIT_MILLISECONDS = "2000"
 
 
@@ -48,7 +50,13 @@ def run_job(message: RunJob, settings: Settings) -> list[Message]:
     Raises NothingToDo when the run is over, was cancelled, or its job is running already; RetryLater while the
     database, the job's lock or a limit keeps it waiting.
     """
-    where = scope.of(settings, message.database)
+    target = settings.target(message.database)
+    scope.check_not_down(target)
+    try:
+        where = scope.of(settings, message.database)
+    except ServerUnavailable as reason:
+        scope.note_down(target, reason)
+        raise
     with _session(where, message) as conn, _place(settings):
         taken = _Taken(where, _claim(conn, message, settings))
         try:
@@ -85,6 +93,10 @@ class _Taken:
             call = calls.definition(conn, self.claim, self.where)
             routine = calls.routine_of(conn, call, self.claim.job)
             self._note(call, routine, run.id)
+            limits = _limits(call, settings)
+            SQL["set_timeout"].run(conn, {"milliseconds": str(min(int(limits.first() * 1000), 2**31 - 1))})
+            before = None if call.atomic else calls.transactions_before(conn)
+            SQL["begin_call"].run(conn)
             if call.run_as:
                 catalog.set_role(conn, call.run_as)
         except NotRunnable as reason:
@@ -93,9 +105,6 @@ class _Taken:
             if conn.closed:
                 raise
             return self.finish(calls.of_error(error))
-        limits = _limits(call, settings)
-        SQL["set_timeout"].run(conn, {"milliseconds": str(min(int(limits.first() * 1000), 2**31 - 1))})
-        before = None if call.atomic else calls.transactions_before(conn)
         watchdog = Watchdog(
             self.where.target, self.claim.run, pid=self.claim.pid, start=self.claim.start, limits=limits,
             wanted=lambda: run.cancelled_by,
@@ -106,7 +115,7 @@ class _Taken:
             self.is_marked = True  # in its own transaction
             self._log(outcome)
             return outcome
-        inside = None if call.atomic else calls.transactions_inside(conn, before)
+        inside = None if call.atomic else calls.transactions_inside(conn, before, role=call.run_as)
         return self.finish(endings.with_inner(outcome, inside))
 
     def finish(self, outcome: Outcome) -> Outcome:
@@ -122,12 +131,14 @@ class _Taken:
                     owned = self._mark(conn, outcome)
                     conn.commit()
                 break
-            except RetryLater as reason:
+            except (RetryLater, DatabaseError) as reason:
                 if database.sqlstate(reason) == "55P03":
                     self._beat()
                 elif time.monotonic() > until:
-                    raise
-                log.warning("run.mark_waits", run=self.claim.run, state=outcome.state, reason=str(reason))
+                    raise RetryLater(f"run {self.claim.run} cannot be marked: {reason}") from reason
+                log.warning(
+                    "run.mark_waits", run=self.claim.run, state=outcome.state, reason=database.first_line(reason)
+                )
                 time.sleep(1)
         self.is_marked = True
         if not owned:
@@ -142,7 +153,10 @@ class _Taken:
             return
         try:
             with database.connection(self.where.target, purpose="postprocessing", autocommit=True) as conn:
-                SQL["unclaim"].run(conn, {"run": self.claim.run, "pid": self.claim.pid})
+                facts = {"run": self.claim.run, "pid": self.claim.pid, "start": self.claim.start}
+                back = SQL["unclaim"].run(conn, facts)
+            if not back:
+                self.finish(Outcome("cancelled", "cancelled before it began"))
         except HeadraceError as error:
             log.warning("run.not_unclaimed", run=self.claim.run, reason=str(error))  # the look finds it silent
 
@@ -199,13 +213,14 @@ def _told(outcome: Outcome) -> dict[str, str] | None:
 @contextmanager
 def _session(where: Scope, message: RunJob) -> Iterator[Connection]:
     """A fresh session with the role's own defaults; closed, never reused, so that nothing leaks from job to job."""
-    conn = database.connect(
-        where.target, purpose=f"postprocessing job={message.job}", run=message.job_run, autocommit=True
-    )
+    purpose = f"postprocessing job={message.job}"
+    try:
+        conn = database.connect(where.target, purpose=purpose, run=message.job_run, autocommit=True)
+    except ServerUnavailable as reason:
+        scope.note_down(where.target, reason)
+        raise
     try:
         conn.notices = deque(maxlen=NOTICES)  # type: ignore[assignment]
-        with database.translated(where.target, conn):
-            SQL["begin_session"].run(conn)
         yield conn
     finally:
         conn.close()
@@ -233,6 +248,18 @@ def _claim(conn: Connection, message: RunJob, settings: Settings) -> Claim:
     """Take the job's lock and the run's row. Raises NothingToDo or RetryLater when it cannot be had."""
     if not SQL["try_job_lock"].value(conn, {"key": store.job_key(message.job)}):
         _refuse(conn, message, settings)
+    _check_that_it_may_start(conn, message, settings)
+    row = _try_claim(conn, message, settings)
+    if row is None and _settle_dead(conn, message, settings):
+        row = _try_claim(conn, message, settings)
+    if row is None:
+        _refuse(conn, message, settings)
+    assert row is not None
+    return Claim(message.job_run, *row)
+
+
+def _try_claim(conn: Connection, message: RunJob, settings: Settings) -> tuple[Any, ...] | None:
+    """The claimed row; None while another run of the job is on record as running. RetryLater for a full group."""
     group = SQL["lock_group_of"].value(conn, {"run": message.job_run})
     facts = {"run": message.job_run, "host": settings.host, "worker": f"{socket.gethostname()}:{os.getpid()}"}
     conn.autocommit = False
@@ -244,10 +271,9 @@ def _claim(conn: Connection, message: RunJob, settings: Settings) -> Claim:
         row = SQL["claim"].row(conn, facts)
         conn.commit()
     except DatabaseError as error:
-        conn.rollback()
-        if database.sqlstate(error) != "23505":
+        if conn.closed or database.sqlstate(error) != "23505":
             raise
-        _refuse(conn, message, settings)
+        return None
     finally:
         if not conn.closed:
             conn.rollback()
@@ -255,7 +281,37 @@ def _claim(conn: Connection, message: RunJob, settings: Settings) -> Claim:
     if row is None:
         state = SQL["run_state"].row(conn, {"run": message.job_run})
         raise NothingToDo(f"run {message.job_run} is {state[0] if state else 'gone'}")
-    return Claim(message.job_run, *row)
+    return row
+
+
+def _check_that_it_may_start(conn: Connection, message: RunJob, settings: Settings) -> None:
+    """A message may wait for hours behind long runs: meanwhile its job may have been paused."""
+    state = SQL["run_state"].row(conn, {"run": message.job_run})
+    if state is None or state[0] != "queued" or state[2] in ASKED_FOR:
+        return
+    scheduled, quiet = SQL["may_start"].row(conn, {"job": message.job}) or (False, None)
+    if not scheduled:
+        why = f"job {message.job} was paused before this run began"
+        _close(message, settings, Outcome("skipped", why))
+        raise NothingToDo(why)
+    if quiet is not None:
+        raise RetryLater(f"job {message.job} waits: {quiet}", after=timedelta(seconds=5))
+
+
+def _settle_dead(conn: Connection, message: RunJob, settings: Settings) -> bool:
+    """Mark as lost the run that keeps this one out, if its backend is gone; we hold the job's lock meanwhile."""
+    row = SQL["run_state"].row(conn, {"run": message.job_run})
+    if row is None or row[4] is None or SQL["backend_lives"].value(conn, {"pid": row[5], "start": row[6]}):
+        return False
+    where = scope.of(settings, message.database)
+    with database.connection(where.target, purpose="postprocessing") as other:
+        outcome = Outcome("lost", "its worker died, or lost its session, and left no outcome")
+        settled = endings.finish(
+            other, row[4], outcome, job=message.job, database=where.name, pid=row[5], daily=where.daily,
+            hdbpp_stats=where.facts.has_hdbpp_stats,
+        )  # fmt: skip
+        other.commit()
+    return settled
 
 
 def _refuse(conn: Connection, message: RunJob, settings: Settings) -> None:
@@ -268,12 +324,17 @@ def _refuse(conn: Connection, message: RunJob, settings: Settings) -> None:
     by = f"run {row[4]}" if row[4] is not None else "another session"
     why = f"job {message.job} is already running ({by}" + (f", backend {holder[0]})" if holder else ")")
     if row[2] in ("request", "drop-in"):
-        where = scope.of(settings, message.database)
-        with database.connection(where.target, purpose="postprocessing") as other:
-            endings.finish(
-                other, message.job_run, Outcome("skipped", why), job=message.job, database=where.name, pid=None,
-                daily=where.daily, hdbpp_stats=False,
-            )  # fmt: skip
-            other.commit()
+        _close(message, settings, Outcome("skipped", why))
         raise NothingToDo(why)
     raise RetryLater(why, after=timedelta(seconds=2))
+
+
+def _close(message: RunJob, settings: Settings, outcome: Outcome) -> None:
+    """End a run that never begins."""
+    where = scope.of(settings, message.database)
+    with database.connection(where.target, purpose="postprocessing") as conn:
+        endings.finish(
+            conn, message.job_run, outcome, job=message.job, database=where.name, pid=None, daily=where.daily,
+            hdbpp_stats=False,
+        )  # fmt: skip
+        conn.commit()

@@ -8,7 +8,7 @@ from typing import Literal
 
 from workers import database, migrations
 from workers.database import Connection
-from workers.errors import PermanentFailure
+from workers.errors import PermanentFailure, ServerUnavailable
 from workers.postprocessing import store
 from workers.postprocessing.jobs import daily_schedule
 from workers.postprocessing.schedule import Schedule
@@ -19,7 +19,10 @@ from workers.targets import CONTROL, Target
 ROOMS = ("alerts", "postprocessing")
 _FACTS_LAST_SECONDS = 60.0
 
+_DOWN_LASTS_SECONDS = 8.0
+
 _known: dict[str, tuple[float, Facts]] = {}
+_down: dict[str, tuple[float, ServerUnavailable]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,18 @@ def of(settings: Settings, name: str, *, fresh: bool = False) -> Scope:
         max_running=(own and own.max_running) or room.max_running,
         legacy_null=(own and own.legacy_null) or room.legacy_null,
     )
+
+
+def check_not_down(target: Target) -> None:
+    """Raise at once what the last attempt said, for a few seconds: a dead server's messages must not keep a worker."""
+    until, reason = _down.get(target.dsn, (0.0, None))
+    if reason is not None and time.monotonic() < until:
+        raise ServerUnavailable(str(reason), after=reason.after)
+
+
+def note_down(target: Target, reason: ServerUnavailable) -> None:
+    """A server could not be reached."""
+    _down[target.dsn] = (time.monotonic() + _DOWN_LASTS_SECONDS, reason)
 
 
 def is_known(target: Target) -> bool:

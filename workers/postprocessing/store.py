@@ -22,7 +22,7 @@ SQL = queries("postprocessing")
 
 ROOM = "postprocessing"
 LOCK_SPACE = 0x4A << 56  # "J": the advisory locks of jobs, apart from everybody else's
-LOOK_KEY = (0x4A << 56) - 1
+LOOK_KEY = 0x4B << 56  # the look's own, and below it those of imports and places
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +81,17 @@ def mirror(conn: Connection) -> None:
 
 def listed(conn: Connection, ids: Iterable[int], *, daily: Schedule) -> list[Listed]:
     """Jobs that nobody else holds at the moment, in the order of their numbers."""
-    rows = SQL["job_rows"].records(conn, {"ids": list(ids)})
+    locked_ids = [row[0] for row in SQL["lock_states"].rows(conn, {"ids": list(ids)})]
+    rows = SQL["job_rows"].records(conn, {"ids": locked_ids})
     return [_listed(row, daily) for row in sorted(rows, key=lambda row: row["job_id"])]
 
 
 def locked(conn: Connection, job_id: int, *, daily: Schedule) -> Listed | None:
     """One job, however long somebody else holds it; None if there is no such job."""
-    rows = SQL["job_row_waiting"].records(conn, {"job": job_id})
+    # In the order in which whoever alters a job takes them: no two of us wait for each other.
+    SQL["lock_job"].row(conn, {"job": job_id})
+    SQL["lock_state"].row(conn, {"job": job_id})
+    rows = SQL["job_rows"].records(conn, {"ids": [job_id]})
     return _listed(rows[0], daily) if rows else None
 
 
@@ -159,9 +163,12 @@ def skip(conn: Connection, job: Job, slots: Sequence[datetime], why: str) -> Non
         SQL["skip_slots"].run(conn, {"job": job.id, "slots": list(slots), "name": job.name, "why": why})
 
 
-def unsent(conn: Connection, older: timedelta, limit: int) -> list[tuple[int, int]]:
-    """(run, job) of queued runs without a message young enough; they count as sent now. Higher priority first."""
-    rows = SQL["unsent"].rows(conn, {"older": older, "limit": limit})
+def unsent(conn: Connection, older: timedelta, limit: int, *, resend: bool) -> list[tuple[int, int]]:
+    """(run, job) of queued runs without a message, or with `resend` without one young enough; they count as sent now.
+
+    Higher priority comes first.
+    """
+    rows = SQL["unsent"].rows(conn, {"older": older, "limit": limit, "resend": resend})
     return [(row[0], row[1]) for row in sorted(rows, key=lambda row: (-row[2], row[0]))]
 
 

@@ -245,7 +245,9 @@ def test_values_that_no_schedule_can_have_are_refused(sql: Ask, column: str, val
         sql(f"INSERT INTO headrace.job (proc_schema, proc_name, {column}) VALUES ('public', 'p', %s)", value)
 
 
-@pytest.mark.parametrize(("column", "value"), [("run_window", "nonsense"), ("timezone", "Nowhere"), ("cron", "a b c d e")])
+@pytest.mark.parametrize(
+    ("column", "value"), [("run_window", "nonsense"), ("timezone", "Nowhere"), ("cron", "a b c d e")]
+)
 def test_one_jobs_trouble_costs_no_other_its_look(conf: Settings, sql: Ask, column: str, value: str) -> None:
     """A row that means nothing is told as a problem and an alert; the others are due all the same."""
     insert = "INSERT INTO headrace.job (job_id, proc_schema, proc_name, {}) VALUES (%s, 'public', 'p', %s)"

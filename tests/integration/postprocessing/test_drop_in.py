@@ -42,7 +42,7 @@ def test_counters_go_on_from_where_the_old_script_left_them(acc: Acc) -> None:
     """An existing row of postprocessing_jobs_stats keeps its totals and its words; NULL totals count as none."""
     job, fresh = acc.job("t_ok"), acc.job("t_fail")
     acc.ask(
-        "INSERT INTO public.postprocessing_jobs_stats VALUES (%s, now(), now(), 'Job run ok', 'CALL', '1 s', 40, 38, 2)",
+        "INSERT INTO public.postprocessing_jobs_stats VALUES (%s, now(), now(), 'Job run ok', 'CALL', '1s', 40, 38, 2)",
         job,
     )
     acc.ask(
@@ -94,9 +94,8 @@ def test_nothing_but_a_name_is_ever_executed(acc: Acc, name: str) -> None:
 def test_a_long_name_is_cut_as_postgresql_cuts_it(acc: Acc) -> None:
     """A procedure made with 70 characters is found by the same 70 characters."""
     name = "t_" + "long" * 17
-    acc.ask(
-        f"CREATE PROCEDURE {name}(i integer, c jsonb) LANGUAGE sql AS $$ INSERT INTO public.witness (tag) VALUES ('long') $$"
-    )
+    body = "INSERT INTO public.witness (tag) VALUES ('long')"
+    acc.ask(f"CREATE PROCEDURE {name}(i integer, c jsonb) LANGUAGE sql AS $$ {body} $$")
     acc.job(name)
     assert acc.run_once().returncode == 0
     assert acc.tags() == ["long"]

@@ -21,7 +21,7 @@ from tests.conftest import Servers, _clone
 from workers import database, migrations
 from workers.database import Connection
 from workers.errors import PermanentFailure
-from workers.postprocessing import api, interchange
+from workers.postprocessing import api, export, interchange
 from workers.services.binaries import POSTGRES_VARIABLE
 from workers.services.postgres import PostgresServer
 from workers.settings import Settings
@@ -204,13 +204,38 @@ def test_the_switch_from_timescaledb_is_atomic(ask: Ask, conn: Connection) -> No
     assert taken(conn, paused) == number
 
 
+def test_a_job_edited_after_its_import_is_recognised(ask: Ask, conn: Connection) -> None:
+    """Another name, routine, config and schedule here: it is still the job that was made of that one there."""
+    ask(TIMESCALEDB + ADD_TO_TIMESCALEDB + ";" + PG_CRON)
+    add_to_pg_cron(ask, "SELECT note('cron')")
+    for source in ("timescaledb", "pg_cron"):
+        number = taken(conn, one(interchange.read(conn, source)))
+        edit = "name = 'ours', proc_schema = 'public', proc_name = 't_ok', config = '{\"y\": 2}'"
+        ask(f"UPDATE headrace.job SET {edit}, schedule_interval = NULL, cron = '0 9 * * *' WHERE job_id = %s", number)
+        again = one(interchange.read(conn, source))
+        assert again.notes[-1] == f"is job {number} here already"
+        assert taken(conn, again) == number
+    assert ask("SELECT count(*) FROM headrace.job") == [(2,)]
+
+
+def test_a_number_that_was_given_anew_is_another_job(ask: Ask, conn: Connection) -> None:
+    """A source made anew counts from its first number again: what runs something else there is not ours already."""
+    ask(TIMESCALEDB + ADD_TO_TIMESCALEDB)
+    first = taken(conn, one(interchange.read(conn, "timescaledb")))
+    ask("""UPDATE _timescaledb_catalog.bgw_job SET config = '{"x": 2}'""")
+    other = one(interchange.read(conn, "timescaledb"))
+    assert other.notes == []
+    second = taken(conn, other)
+    assert ask("SELECT job_id, config FROM headrace.job ORDER BY job_id") == [(first, {"x": 1.1}), (second, {"x": 2})]
+
+
 def test_a_paused_job_stays_paused(ask: Ask, conn: Connection) -> None:
     """What is not scheduled there is not scheduled here, and due at no time."""
     ask(TIMESCALEDB + ADD_TO_TIMESCALEDB)
     ask("UPDATE _timescaledb_catalog.bgw_job SET scheduled = false, next_start = 'infinity'")
     number = taken(conn, one(interchange.read(conn, "timescaledb")))
-    state = "SELECT scheduled, next_start, replan FROM headrace.job JOIN headrace.job_state USING (job_id)"
-    assert ask(f"{state} WHERE job_id = %s", number) == [(False, None, False)]
+    state = "SELECT scheduled, next_start FROM headrace.job JOIN headrace.job_state USING (job_id)"
+    assert ask(f"{state} WHERE job_id = %s", number) == [(False, None)]
 
 
 def test_a_job_runs_as_its_owner(ask: Ask, conn: Connection, wheel: str) -> None:
@@ -546,7 +571,7 @@ def test_who_may_not_alter_unschedules(pg_cron: PostgresServer) -> None:
 def exported(dsn: str, dialect: Any = "headrace") -> list[str]:
     """The jobs of a database as SQL."""
     with closing(database.connect(Settings(control={"dsn": dsn}).target(), purpose="tests", autocommit=True)) as conn:
-        return interchange.export_sql(interchange.exportable(conn), dialect=dialect)
+        return export.export_sql(export.exportable(conn), dialect=dialect)
 
 
 def test_an_export_makes_the_same_jobs_elsewhere(
@@ -610,8 +635,8 @@ def test_jobs_of_hdbpp_are_exported_with_what_they_get(ask: Ask, conn: Connectio
     add_to_hdbpp(ask, '"My Sch"."Do ""It"" now"', None)
     add_to_hdbpp(ask, "no name", None)
     api.jobs(conf, "control")  # the rows are seen
-    rows = interchange.exportable(conn, daily=("30 4 * * *", "Europe/Paris"))
-    assert interchange.export_sql(rows, dialect="headrace") == [
+    rows = export.exportable(conn, daily=("30 4 * * *", "Europe/Paris"))
+    assert export.export_sql(rows, dialect="headrace") == [
         """SELECT headrace.add_job('"My Sch"."Do ""It"" now"', NULL, config => 'null', timezone => 'Europe/Paris', """
         "job_name => 'HDB++ postprocessing', cron => '30 4 * * *');",
         "-- Left out: job 2: its proc_name is not the name of a routine",
@@ -674,7 +699,7 @@ def test_one_job_alone(ask: Ask, conn: Connection) -> None:
     """A single job can be exported; if it follows another one, that is told."""
     parent = ask("SELECT headrace.add_job('t_ok', '1 hour', initial_start => '2030-01-01Z')")[0][0]
     child = ask("SELECT headrace.add_job('t_ok', NULL, after_job => %s)", parent)[0][0]
-    alone = [interchange.export_sql(interchange.exportable(conn, job=n), dialect="headrace") for n in (parent, child)]
+    alone = [export.export_sql(export.exportable(conn, job=n), dialect="headrace") for n in (parent, child)]
     assert alone == [
         ["SELECT headrace.add_job('public.t_ok', '01:00:00', initial_start => '2030-01-01 00:00:00+00:00');"],
         [f"-- Left out: public.t_ok: it follows job {parent}, which is not exported"],

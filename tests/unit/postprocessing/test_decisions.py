@@ -165,9 +165,11 @@ def test_a_job_is_given_up_after_max_retries_failures(max_retries: int, failures
 @pytest.mark.parametrize("code", ["40001", "40P01", "55P03", "08006", "57P01"])
 def test_passing_trouble_is_retried_soon_and_does_not_disable(code: str) -> None:
     """A deadlock or a lost server is tried again after ten seconds, and counts for max_retries only in the long run."""
-    job = replace(JOB, max_retries=0)
+    job = replace(JOB, max_retries=1)
     found = after(job, waiting(0, last_slot=NOON), ended("failed", 1, sqlstate=code), jitter=0)
     assert (found.disable, found.plan.next_start) == (False, at(1) + timedelta(seconds=10))
+    never = after(replace(JOB, max_retries=0), waiting(0, last_slot=NOON), ended("failed", 1, sqlstate=code), jitter=0)
+    assert never.disable
     tired = waiting(0, last_slot=NOON, consecutive_failures=4)
     assert after(job, tired, ended("failed", 1, sqlstate=code), jitter=0).disable
 
