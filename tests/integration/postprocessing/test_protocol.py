@@ -197,3 +197,128 @@ def test_an_interrupted_look_leaves_nothing_half_done(acc: Acc, here: Settings) 
         look(here)
     assert [message.job for message in look(here)] == [job]
     assert acc.history() == [(job, "queued", None)]
+
+
+def test_the_sites_defaults_for_people_do_not_reach_our_questions(acc: Acc) -> None:
+    """German dates, ISO intervals and a statement_timeout as defaults of the database: jobs run, and see them."""
+    name = acc.ask("SELECT current_database()")[0][0]
+    for setting in (
+        "DateStyle = 'German'",
+        "IntervalStyle = 'iso_8601'",
+        "statement_timeout = '30s'",
+        "lock_timeout = '9s'",
+    ):
+        acc.ask(f'ALTER DATABASE "{name}" SET {setting}')
+    acc.ask(
+        "CREATE PROCEDURE p(i integer, c jsonb) LANGUAGE sql AS $$ INSERT INTO public.witness (tag) VALUES "
+        "(current_setting('DateStyle') || ' ' || current_setting('IntervalStyle') || ' ' "
+        "|| current_setting('lock_timeout')) $$"
+    )
+    acc.job("p")
+    acc.json("add", "p", "--every", "1 hour", "--atomic")
+    assert acc.run_once().returncode == 0
+    assert acc.command("run", "--here").returncode == 0
+    assert acc.tags() == ["German, DMY iso_8601 9s"] * 2
+
+
+def test_an_operator_of_somebody_elses_is_never_ours(acc: Acc, here: Settings) -> None:
+    """Whoever may create in schema public cannot have the scheduler run his operators and functions."""
+    acc.ask("CREATE TABLE public.caught (who text)")
+    acc.ask(
+        "CREATE FUNCTION public.trap(numeric, bigint) RETURNS numeric LANGUAGE plpgsql AS "
+        "$$ BEGIN INSERT INTO public.caught VALUES (current_user); RETURN 0; END $$"
+    )
+    acc.ask("CREATE OPERATOR public.* (FUNCTION = public.trap, LEFTARG = numeric, RIGHTARG = bigint)")
+    acc.ask(
+        "CREATE FUNCTION public.convert_to(text, text) RETURNS bytea LANGUAGE plpgsql AS "
+        "$$ BEGIN INSERT INTO public.caught VALUES (current_user); RETURN ''; END $$"
+    )
+    add(acc, "t_ok", lock_group="g")
+    assert execution.run_here(look(here), here, timeout=timedelta(seconds=5)) == []
+    assert acc.tags() == ["ok"]
+    assert acc.ask("SELECT * FROM public.caught") == []
+
+
+def test_passing_trouble_of_the_server_costs_no_job_its_schedule(acc: Acc, here: Settings) -> None:
+    """A full disk in mid-look: nothing is written, and the next look queues the job."""
+    job = add(acc, "t_ok")
+    acc.ask(
+        "CREATE FUNCTION public.full() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'disk full' USING ERRCODE = '53100'; END $$"
+    )
+    acc.ask("CREATE TRIGGER full_disk BEFORE INSERT ON headrace.job_run FOR EACH ROW EXECUTE FUNCTION public.full()")
+    assert look(here) == []
+    acc.ask("DROP TRIGGER full_disk ON headrace.job_run")
+    assert [message.job for message in look(here)] == [job]
+
+
+def test_a_priority_changed_while_it_waits_keeps_the_slot(acc: Acc, here: Settings) -> None:
+    """A slot that waits for its lock group is not lost when somebody turns its priority up."""
+    first, second = (add(acc, "t_sleep_whole", '{"s": 1.5}', lock_group="g") for _ in range(2))
+    run = in_the_background(here, look(here))
+    acc.site.until(lambda: acc.history("state") == [("running",)], "the first one runs")
+    look(here)
+    slot = "SELECT slot FROM headrace.job_state WHERE job_id = %s"
+    before = acc.ask(slot, second)
+    acc.ask("UPDATE headrace.job SET priority = 9 WHERE job_id = %s", second)
+    look(here)
+    assert acc.ask(slot, second) == before
+    run.join()
+    acc.site.until(lambda: second in [message.job for message in look(here)], "its turn comes")
+    assert acc.ask("SELECT scheduled_for FROM headrace.job_run WHERE job_id = %s", second) == before
+    assert first
+
+
+def test_a_run_queued_before_its_job_was_paused_does_not_start(acc: Acc, here: Settings) -> None:
+    """A message that waited in the queue finds its job paused: the run is skipped, and nothing has happened."""
+    job = add(acc, "t_ok")
+    messages = look(here)
+    acc.ask("SELECT headrace.alter_job(%s, scheduled => false)", job)
+    execution.run_here(messages, here, timeout=timedelta(seconds=5))
+    assert acc.history("state") == [("skipped",)]
+    assert acc.tags() == []
+
+
+def test_a_back_fill_keeps_nothing_else_waiting(acc: Acc, here: Settings) -> None:
+    """Of a thousand past slots one is on its way at a time; what is due by schedule is queued all the same."""
+    past = acc.json("add", "t_ok", "--cron", "* * * * *")["job_id"]
+    acc.json("back-fill", str(past), "--from", "2027-01-01", "--until", "2027-01-01 16:40")
+    job = add(acc, "t_func")
+    jobs = [message.job for message in look(here)]
+    assert job in jobs and jobs.count(past) <= 2
+
+
+def test_jobs_cannot_follow_each_other_in_a_ring(acc: Acc) -> None:
+    """A follows B, B follows A is refused where it is written."""
+    first = str(acc.json("add", "t_ok", "--every", "1 hour")["job_id"])
+    second = str(acc.json("add", "t_ok", "--after", first)["job_id"])
+    done = acc.command("alter", first, "--after", second)
+    assert done.returncode == 1 and "follow itself" in done.stderr
+
+
+def test_a_backend_is_ended_only_after_long_silence_that_was_watched(acc: Acc, here: Settings) -> None:
+    """After a standstill every run looks silent: the first look ends none; a backend without a watch is ended later."""
+    from workers.postprocessing import look as module
+
+    job = add(acc, "t_sleep", '{"s": 60}')
+    messages = look(here)
+    with closing(psycopg2.connect(acc.dsn)) as conn, conn.cursor() as cursor:
+        # A worker's session that lives on while nobody watches it.
+        conn.autocommit = True
+        run = messages[0].job_run
+        cursor.execute(
+            "UPDATE headrace.job_run SET state = 'running', started_at = now(), heartbeat = now() - interval '1 hour', "
+            "backend_pid = pg_backend_pid(), backend_start = (SELECT backend_start FROM pg_stat_activity "
+            "WHERE pid = pg_backend_pid()) WHERE run_id = %s",
+            (run,),
+        )
+        kept, module.PATIENCE_SECONDS = module.PATIENCE_SECONDS, 0.5
+        try:
+            look(here)
+            cursor.execute("SELECT 1")  # still there
+            acc.site.until(lambda: look(here) is not None and acc.history("state") == [("lost",)], "it is settled", 15)
+        finally:
+            module.PATIENCE_SECONDS = kept
+        with pytest.raises(psycopg2.Error):
+            cursor.execute("SELECT 1")
+    assert job
