@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
@@ -69,15 +69,17 @@ def running(
     conn: Connection,
     host: str,
     same_run: timedelta = timedelta(0),
+    backend: tuple[int, datetime] | None = None,
 ) -> Iterator[Run]:
     """Claim a run for a message, keep its heartbeat, and write down how the block ended.
 
-    `conn` is the connection to `work` that holds the effect: its backend is what the reaper looks for.
+    `conn` is the connection to `work` that holds the effect: its backend is what the reaper looks for, `backend` its
+    pid and start where they are known already.
     A success of the same key not older than `same_run` goes on in its row, counters included: a file that
     is written all night is one line of history, not thousands.
     Raises NothingToDo when the request was cancelled or taken by somebody else meanwhile.
     """
-    run = _claim(message, control, work, conn, host, same_run)
+    run = _claim(message, control, work, backend or _own_backend(conn), host, same_run)
     if (rows := recorded.get()) is not None:
         rows.append(run.id)
     with structlog.contextvars.bound_contextvars(run=run.id, room=run.room):
@@ -143,9 +145,15 @@ def close_request(control: Target, run: int, state: str, reason: str) -> None:
         rows.append(run)
 
 
-def _claim(message: Message, control: Target, work: Target, conn: Connection, host: str, same_run: timedelta) -> Run:
-    backend = SQL["own_backend"].row(conn)
-    assert backend is not None
+def _own_backend(conn: Connection) -> tuple[int, datetime]:
+    row = SQL["own_backend"].row(conn)
+    assert row is not None
+    return row[0], row[1]
+
+
+def _claim(
+    message: Message, control: Target, work: Target, backend: tuple[int, datetime], host: str, same_run: timedelta
+) -> Run:
     facts: dict[str, Any] = {
         "id": message.run,
         "room": message.room,

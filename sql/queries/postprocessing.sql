@@ -256,15 +256,6 @@ SELECT l.pid, a.application_name
    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
    AND l.classid::bigint = %(high)s AND l.objid::bigint = %(low)s
 
--- name: claim
--- This backend takes a queued run, unless somebody has it, cancelled it, or the job already runs.
-UPDATE headrace.job_run r
-   SET state = 'running', started_at = clock_timestamp(), heartbeat = clock_timestamp(), host = %(host)s,
-       worker = %(worker)s, backend_pid = pg_backend_pid(),
-       backend_start = (SELECT backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_backend_pid())
- WHERE r.run_id = %(run)s AND r.state = 'queued' AND r.cancel_requested_at IS NULL
-RETURNING r.job_id, r.scheduled_for, r.reason, r.backend_pid, r.backend_start
-
 -- name: unclaim
 -- A claimed run that could not begin goes back to waiting.
 UPDATE headrace.job_run
@@ -285,10 +276,6 @@ SELECT r.state, r.job_id, r.reason, r.message, o.run_id, o.backend_pid, o.backen
 SELECT count(*) >= coalesce((SELECT max_running FROM headrace.job_limit WHERE lock_group = %(lock_group)s), 1)
   FROM headrace.job_run
  WHERE state = 'running' AND lock_group = %(lock_group)s
-
--- name: lock_group_of
--- The lock group of a queued run.
-SELECT lock_group FROM headrace.job_run WHERE run_id = %(run)s
 
 -- name: lock_for_claim
 -- Claims within one lock group take turns, so that its limit is exact.
@@ -333,21 +320,12 @@ UPDATE headrace.job_run
  WHERE run_id = %(run)s
 
 -- name: default_path
--- The schemas that the role's own search path has; asked under that very path.
-SELECT current_schemas(false)::text[]
-
--- name: own_path
--- The search path that the role has by itself, for a moment.
-RESET search_path
+-- The schemas that the role's own search path has; asked under that very path, in one transaction.
+RESET search_path; SELECT current_schemas(false)::text[]
 
 -- name: safe_path
 -- The search path of all our own questions: nobody else can have put anything into it.
 SET search_path = pg_catalog, pg_temp
-
--- name: begin_call
--- The routine finds the session as any client of its role would.
-RESET search_path; RESET TimeZone; RESET DateStyle; RESET IntervalStyle; RESET lock_timeout;
-RESET idle_in_transaction_session_timeout
 
 -- name: set_role
 -- The routine runs with this role's rights.
@@ -358,15 +336,6 @@ SET ROLE {role}
 -- Back to the login and to our own session, whatever the routine has changed.
 SET search_path = pg_catalog, pg_temp; RESET ROLE; SET DateStyle = ISO; SET IntervalStyle = postgres;
 SET TimeZone = UTC; SET lock_timeout = 0
-
--- name: set_timeout
--- PostgreSQL's own limit of the call, inner commits included; in milliseconds.
-SELECT set_config('statement_timeout', %(milliseconds)s, false)
-
--- name: local_transactions
--- The number of this backend's current transaction; each one, committed inside a routine or not, counts one up.
-SELECT split_part(virtualtransaction, '/', 2)::bigint
-  FROM pg_catalog.pg_locks WHERE pid = pg_backend_pid() AND locktype = 'virtualxid' LIMIT 1
 
 -- name: call_procedure
 -- The call, alone in its statement, so that the procedure may commit.
@@ -470,14 +439,6 @@ SELECT j.job_id, %(at)s, 'after', 'skipped', clock_timestamp(), j.name, 'it was 
    AND (%(success)s OR j.after_failure = 'run')
 ON CONFLICT (job_id, scheduled_for) DO NOTHING
 
--- name: may_start
--- Whether a queued run of the schedule may start now: its job is still scheduled, and no quiet period holds.
-SELECT j.scheduled AND j.gone_at IS NULL,
-       (SELECT max(coalesce(q.reason, 'quiet period of ' || q.made_by)) FROM headrace.quiet_period q
-         WHERE (q.job_id IS NULL OR q.job_id = j.job_id) AND q.starts_at <= now() AND q.ends_at > now())
-  FROM headrace.job j
- WHERE j.job_id = %(job)s
-
 -- name: stopped_children
 -- Jobs that follow this one only if it ends well: on record as skipped.
 INSERT INTO headrace.job_run (job_id, scheduled_for, reason, state, finished_at, job_name, message)
@@ -560,3 +521,39 @@ SELECT CASE WHEN %(terminate)s THEN pg_terminate_backend(a.pid) ELSE pg_cancel_b
 SELECT (SELECT count(*) FROM pg_catalog.pg_stat_activity
          WHERE state = 'active' AND backend_type = 'client backend' AND application_name NOT LIKE 'headrace %%'),
        coalesce((SELECT max(extract(epoch FROM replay_lag)) FROM pg_catalog.pg_stat_replication), 0)::float8
+
+-- name: enter
+-- The executing backend takes the lock of its job and says who it is, and the number of this transaction of its.
+SELECT pg_try_advisory_lock(%(key)s), pg_backend_pid(),
+       (SELECT backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_backend_pid()),
+       (SELECT split_part(virtualtransaction, '/', 2)::bigint
+          FROM pg_catalog.pg_locks WHERE pid = pg_backend_pid() AND locktype = 'virtualxid' LIMIT 1)
+
+-- name: queued_run
+-- A run as its message finds it: whether it may start, and which other run of its job is on record as running.
+SELECT r.state, r.reason, r.lock_group, j.scheduled AND j.gone_at IS NULL,
+       (SELECT max(coalesce(q.reason, 'quiet period of ' || q.made_by)) FROM headrace.quiet_period q
+         WHERE (q.job_id IS NULL OR q.job_id = r.job_id) AND q.starts_at <= now() AND q.ends_at > now()),
+       o.run_id, o.backend_pid, o.backend_start
+  FROM headrace.job_run r
+  LEFT JOIN headrace.job j USING (job_id)
+  LEFT JOIN headrace.job_run o ON o.job_id = r.job_id AND o.state = 'running' AND o.run_id <> r.run_id
+ WHERE r.run_id = %(run)s
+
+-- name: claim
+-- A backend takes a queued run, unless somebody has it, cancelled it, or the job already runs.
+UPDATE headrace.job_run
+   SET state = 'running', started_at = clock_timestamp(), heartbeat = clock_timestamp(), host = %(host)s,
+       worker = %(worker)s, backend_pid = %(pid)s, backend_start = %(start)s
+ WHERE run_id = %(run)s AND state = 'queued' AND cancel_requested_at IS NULL
+
+-- name: begin_call
+-- The routine finds the session as any client of its role would, with PostgreSQL's own limit of the call.
+RESET search_path; RESET TimeZone; RESET DateStyle; RESET IntervalStyle; RESET lock_timeout;
+RESET idle_in_transaction_session_timeout; SET statement_timeout = %(milliseconds)s
+
+-- name: transactions_after
+-- Back to our own session, and the number of this transaction: each one, committed inside a routine or not, counted.
+SET search_path = pg_catalog, pg_temp; RESET ROLE; SET statement_timeout = 0;
+SELECT split_part(virtualtransaction, '/', 2)::bigint
+  FROM pg_catalog.pg_locks WHERE pid = pg_backend_pid() AND locktype = 'virtualxid' LIMIT 1

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from workers import database, logs
 from workers.database import Connection, DatabaseError
 from workers.errors import RetryLater
 from workers.postprocessing import catalog
 from workers.postprocessing.catalog import NotRunnable, Routine
+from workers.postprocessing.claims import Claim
 from workers.postprocessing.endings import Outcome
 from workers.postprocessing.jobs import ORIGIN_HDBPP
 from workers.postprocessing.scope import Scope
@@ -24,18 +25,6 @@ SQL = queries("postprocessing")
 GONE_FOR = timedelta(seconds=60)  # how long we ask for a backend whose session is lost
 NOTICE_CHARACTERS = 2_000
 _CANCELLED = "57014"
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A run that a backend has taken."""
-
-    run: int
-    job: int
-    scheduled_for: datetime
-    reason: str
-    pid: int
-    start: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +56,16 @@ def definition(conn: Connection, claim: Claim, where: Scope) -> Call:
     return Call(origin, schema, written, config, run_as, atomic, max_seconds)
 
 
-def routine_of(conn: Connection, call: Call, job: int) -> Routine:
-    """The routine that a job names now. Raises NotRunnable."""
+def routine_of(executor: Connection, other: Connection, call: Call, job: int) -> tuple[Routine, bool]:
+    """The routine that a job names now, and whether the executing session was asked for its search path.
+
+    A name without a schema is one of that path. Raises NotRunnable.
+    """
     schema, name = call.schema, call.written
     if call.origin == ORIGIN_HDBPP or name is None:
-        schema, name = catalog.parts_of(conn, call.written)
-    return catalog.resolve(conn, schema, name, job_id=job, path=catalog.default_path(conn))
+        schema, name = catalog.parts_of(other, call.written)
+    path = catalog.default_path(executor) if schema is None else []
+    return catalog.resolve(other, schema, name, job_id=job, path=path), schema is None
 
 
 def execute(
@@ -126,23 +119,17 @@ def of_error(error: DatabaseError) -> Outcome:
     )
 
 
-def transactions_before(conn: Connection) -> int | None:
-    """The number of this backend's present transaction, to count those of a call."""
-    number: int | None = SQL["local_transactions"].value(conn)
-    return number
-
-
-def transactions_inside(conn: Connection, before: int | None, *, role: str | None) -> int | None:
+def transactions_inside(conn: Connection, before: int | None, *, role: str | None, asked_path: bool) -> int | None:
     """Transactions that the routine ended by itself: beyond the call's own and those of our statements around it."""
-    if conn.closed:
+    if conn.closed or before is None:
         return None
     try:
-        SQL["reset_role"].run(conn)
-        after = SQL["local_transactions"].value(conn)
+        after = SQL["transactions_after"].value(conn)
     except DatabaseError:
         return None  # a timeout that the routine set, for one
-    ours = 4 + bool(role)  # begin_call, SET ROLE, the call, reset_role, and the question
-    return max(0, after - before - ours) if before is not None and after is not None else None
+    # begin_call, SET ROLE, the call, and the question; and two for the search path where a name had no schema.
+    ours = 3 + bool(role) + 2 * asked_path
+    return max(0, after - before - ours) if after is not None else None
 
 
 def _of_watchdog(watchdog: Watchdog, outcome: Outcome) -> Outcome:

@@ -72,11 +72,9 @@ def parts_of(conn: Connection, written: str | None) -> tuple[str | None, str]:
 
 def default_path(conn: Connection) -> list[str]:
     """The schemas of the role's own search path; our sessions have one that nobody else can put anything into."""
-    SQL["own_path"].run(conn)
-    try:
-        return list(SQL["default_path"].value(conn))
-    finally:
-        SQL["safe_path"].run(conn)
+    found = list(SQL["default_path"].value(conn))
+    SQL["safe_path"].run(conn)
+    return found
 
 
 def resolve(

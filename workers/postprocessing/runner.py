@@ -12,22 +12,20 @@ What may happen where, and what it leaves (E is the executing backend, M any oth
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
 from workers import database, logs, runs
 from workers.database import Connection, DatabaseError
 from workers.errors import HeadraceError, NothingToDo, RetryLater, ServerUnavailable
 from workers.messages import Message, RunJob
-from workers.postprocessing import calls, catalog, endings, scope, store
-from workers.postprocessing.calls import Call, Claim
+from workers.postprocessing import calls, catalog, claims, endings, scope, store
+from workers.postprocessing.calls import Call
 from workers.postprocessing.catalog import NotRunnable, Routine
+from workers.postprocessing.claims import Claim
 from workers.postprocessing.endings import Outcome
 from workers.postprocessing.scope import Scope
 from workers.postprocessing.watchdog import Limits, Watchdog
@@ -40,7 +38,6 @@ SQL = queries("postprocessing")
 BACKSTOP = timedelta(hours=23, minutes=50)  # before the worker's hard limit: `timeout`, not `lost`
 MARK_FOR = timedelta(seconds=60)  # how long a result is held while the database does not take its mark
 NOTICES = 100
-ASKED_FOR = ("request", "drop-in", "back-fill")  # by a person, whatever the schedule says
 _LOCK_WAIT_MILLISECONDS = "2000"
 
 
@@ -57,13 +54,19 @@ def run_job(message: RunJob, settings: Settings) -> list[Message]:
     except ServerUnavailable as reason:
         scope.note_down(target, reason)
         raise
-    with _session(where, message) as conn, _place(settings):
-        taken = _Taken(where, _claim(conn, message, settings))
+    # M first: a server that has no session left for our bookkeeping must not give one to the call.
+    with (
+        database.connection(where.target, purpose="postprocessing", run=message.job_run) as other,
+        _session(where, message) as conn,
+        _place(settings),
+    ):
+        taken = _Taken(where, claims.claim(conn, other, where, message, settings))
+        backend = (taken.claim.pid, taken.claim.start)
         try:
             with runs.running(
-                message, control=settings.target(), work=where.target, conn=conn, host=settings.host
+                message, control=settings.target(), work=where.target, conn=conn, host=settings.host, backend=backend
             ) as run:
-                outcome = taken.run(conn, run, settings)
+                outcome = taken.run(conn, other, run, settings)
                 run.outcome = (outcome.state, _told(outcome))
         except RetryLater as reason:
             taken.give_back(reason)
@@ -87,22 +90,21 @@ class _Taken:
         self.has_begun = False
         self.is_marked = False
 
-    def run(self, conn: Connection, run: runs.Run, settings: Settings) -> Outcome:
-        """Call the routine and mark the run; how it ended."""
+    def run(self, conn: Connection, other: Connection, run: runs.Run, settings: Settings) -> Outcome:
+        """Call the routine and mark the run; how it ended. `other` has our questions asked and is free afterwards."""
+        other.autocommit = True
         try:
-            call = calls.definition(conn, self.claim, self.where)
-            routine = calls.routine_of(conn, call, self.claim.job)
-            self._note(call, routine, run.id)
+            call = calls.definition(other, self.claim, self.where)
+            routine, asked_path = calls.routine_of(conn, other, call, self.claim.job)
+            self._note(other, call, routine, run.id)
             limits = _limits(call, settings)
-            SQL["set_timeout"].run(conn, {"milliseconds": str(min(int(limits.first() * 1000), 2**31 - 1))})
-            before = None if call.atomic else calls.transactions_before(conn)
-            SQL["begin_call"].run(conn)
+            SQL["begin_call"].run(conn, {"milliseconds": str(min(int(limits.first() * 1000), 2**31 - 1))})
             if call.run_as:
                 catalog.set_role(conn, call.run_as)
         except NotRunnable as reason:
             return self.finish(Outcome("failed", str(reason), reason.sqlstate, hint=reason.hint))
         except DatabaseError as error:
-            if conn.closed:
+            if conn.closed or other.closed:
                 raise
             return self.finish(calls.of_error(error))
         watchdog = Watchdog(
@@ -115,7 +117,8 @@ class _Taken:
             self.is_marked = True  # in its own transaction
             self._log(outcome)
             return outcome
-        inside = None if call.atomic else calls.transactions_inside(conn, before, role=call.run_as)
+        before = None if call.atomic else self.claim.transactions
+        inside = calls.transactions_inside(conn, before, role=call.run_as, asked_path=asked_path)
         return self.finish(endings.with_inner(outcome, inside))
 
     def finish(self, outcome: Outcome) -> Outcome:
@@ -166,7 +169,7 @@ class _Taken:
             daily=self.where.daily, hdbpp_stats=self.where.facts.has_hdbpp_stats,
         )  # fmt: skip
 
-    def _note(self, call: Call, routine: Routine, control_run: int) -> None:
+    def _note(self, conn: Connection, call: Call, routine: Routine, control_run: int) -> None:
         facts = {
             "run": self.claim.run,
             "schema": routine.schema,
@@ -176,8 +179,7 @@ class _Taken:
             "body_hash": routine.body_hash,
             "control_run": control_run,
         }
-        with database.connection(self.where.target, purpose="postprocessing", autocommit=True) as conn:
-            SQL["note_call"].run(conn, facts)
+        SQL["note_call"].run(conn, facts)
 
     def _beat(self) -> None:
         try:
@@ -242,99 +244,3 @@ def _place(settings: Settings) -> Iterator[None]:
         raise RetryLater(f"max_running_total = {most} runs are under way", after=timedelta(seconds=1))
     finally:
         conn.close()
-
-
-def _claim(conn: Connection, message: RunJob, settings: Settings) -> Claim:
-    """Take the job's lock and the run's row. Raises NothingToDo or RetryLater when it cannot be had."""
-    if not SQL["try_job_lock"].value(conn, {"key": store.job_key(message.job)}):
-        _refuse(conn, message, settings)
-    _check_that_it_may_start(conn, message, settings)
-    row = _try_claim(conn, message, settings)
-    if row is None and _settle_dead(conn, message, settings):
-        row = _try_claim(conn, message, settings)
-    if row is None:
-        _refuse(conn, message, settings)
-    assert row is not None
-    return Claim(message.job_run, *row)
-
-
-def _try_claim(conn: Connection, message: RunJob, settings: Settings) -> tuple[Any, ...] | None:
-    """The claimed row; None while another run of the job is on record as running. RetryLater for a full group."""
-    group = SQL["lock_group_of"].value(conn, {"run": message.job_run})
-    facts = {"run": message.job_run, "host": settings.host, "worker": f"{socket.gethostname()}:{os.getpid()}"}
-    conn.autocommit = False
-    try:
-        if group is not None:
-            SQL["lock_for_claim"].run(conn, {"lock_group": group})
-            if SQL["group_is_full"].value(conn, {"lock_group": group}):
-                raise RetryLater(f"lock group {group!r} is full", after=timedelta(seconds=1))
-        row = SQL["claim"].row(conn, facts)
-        conn.commit()
-    except DatabaseError as error:
-        if conn.closed or database.sqlstate(error) != "23505":
-            raise
-        return None
-    finally:
-        if not conn.closed:
-            conn.rollback()
-            conn.autocommit = True
-    if row is None:
-        state = SQL["run_state"].row(conn, {"run": message.job_run})
-        raise NothingToDo(f"run {message.job_run} is {state[0] if state else 'gone'}")
-    return row
-
-
-def _check_that_it_may_start(conn: Connection, message: RunJob, settings: Settings) -> None:
-    """A message may wait for hours behind long runs: meanwhile its job may have been paused."""
-    state = SQL["run_state"].row(conn, {"run": message.job_run})
-    if state is None or state[0] != "queued" or state[2] in ASKED_FOR:
-        return
-    scheduled, quiet = SQL["may_start"].row(conn, {"job": message.job}) or (False, None)
-    if not scheduled:
-        why = f"job {message.job} was paused before this run began"
-        _close(message, settings, Outcome("skipped", why))
-        raise NothingToDo(why)
-    if quiet is not None:
-        raise RetryLater(f"job {message.job} waits: {quiet}", after=timedelta(seconds=5))
-
-
-def _settle_dead(conn: Connection, message: RunJob, settings: Settings) -> bool:
-    """Mark as lost the run that keeps this one out, if its backend is gone; we hold the job's lock meanwhile."""
-    row = SQL["run_state"].row(conn, {"run": message.job_run})
-    if row is None or row[4] is None or SQL["backend_lives"].value(conn, {"pid": row[5], "start": row[6]}):
-        return False
-    where = scope.of(settings, message.database)
-    with database.connection(where.target, purpose="postprocessing") as other:
-        outcome = Outcome("lost", "its worker died, or lost its session, and left no outcome")
-        settled = endings.finish(
-            other, row[4], outcome, job=message.job, database=where.name, pid=row[5], daily=where.daily,
-            hdbpp_stats=where.facts.has_hdbpp_stats,
-        )  # fmt: skip
-        other.commit()
-    return settled
-
-
-def _refuse(conn: Connection, message: RunJob, settings: Settings) -> None:
-    """The job is running already: a person's run is skipped, a run of the schedule waits for its turn."""
-    row = SQL["run_state"].row(conn, {"run": message.job_run})
-    if row is None or row[0] != "queued":
-        raise NothingToDo(f"run {message.job_run} is {row[0] if row else 'gone'}")
-    key = store.job_key(message.job)
-    holder = SQL["job_lock_holder"].row(conn, {"high": key >> 32, "low": key & 0xFFFFFFFF})
-    by = f"run {row[4]}" if row[4] is not None else "another session"
-    why = f"job {message.job} is already running ({by}" + (f", backend {holder[0]})" if holder else ")")
-    if row[2] in ("request", "drop-in"):
-        _close(message, settings, Outcome("skipped", why))
-        raise NothingToDo(why)
-    raise RetryLater(why, after=timedelta(seconds=2))
-
-
-def _close(message: RunJob, settings: Settings, outcome: Outcome) -> None:
-    """End a run that never begins."""
-    where = scope.of(settings, message.database)
-    with database.connection(where.target, purpose="postprocessing") as conn:
-        endings.finish(
-            conn, message.job_run, outcome, job=message.job, database=where.name, pid=None, daily=where.daily,
-            hdbpp_stats=False,
-        )  # fmt: skip
-        conn.commit()

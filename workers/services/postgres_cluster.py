@@ -102,7 +102,7 @@ def configure(pgdata: Path, *, port: int, socket_dir: Path, account: Account) ->
         "port": str(port),
         "unix_socket_directories": str(socket_dir),
         "unix_socket_permissions": "0700",
-        "max_connections": "100",
+        "max_connections": "200",
         "shared_buffers": "128MB",
         "wal_compression": "on",  # pglz: the wheel has no lz4, and PostgreSQL 14 knows no other word
         # A backend whose client was killed is gone within seconds, with its locks.
