@@ -41,6 +41,7 @@ class Connection(BaseModel):
     passfile: Path | None = None
     password_file: Path | None = None
     password_env: str | None = None
+    target_session_attrs: str | None = None  # `read-write` with `host: db1,db2`: whichever is the primary
 
     def target(self, name: str) -> Target:
         """A libpq keyword string. Raises SettingsError when a secret cannot be read."""
@@ -53,6 +54,7 @@ class Connection(BaseModel):
             "service": self.service,
             "passfile": self.passfile,
             "password": self._password(name),
+            "target_session_attrs": self.target_session_attrs,
         }
         return Target(
             name,

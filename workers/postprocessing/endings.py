@@ -147,22 +147,25 @@ def _plan_after(conn: Connection, item: Listed, row: dict[str, Any], outcome: Ou
     if not job.scheduled:
         then = replace(then, plan=Plan(), disable=False, over=False)  # paused or gone while it ran
     SQL["plan_after"].run(conn, {"job": job.id, "failures": then.consecutive_failures} | store.plan_columns(then.plan))
-    store.skip(
-        conn,
-        job,
-        then.skipped,
-        f"the run of {ended.slot:%Y-%m-%d %H:%M:%S} UTC was still going, or about to be tried again",
-    )
+    if then.skipped:
+        why = f"the run of {ended.slot:%Y-%m-%d %H:%M:%S} UTC was still going, or about to be tried again"
+        store.skip(conn, job, then.skipped, why)
     if then.disable or then.over:
         SQL["disable_job"].run(conn, {"job": job.id})
-    success = outcome.state == "succeeded"
-    children = {"job": job.id, "at": ended.finished_at, "success": success}
-    SQL["busy_children"].run(conn, children)
-    SQL["due_children"].run(conn, children)
-    if not success:
-        why = f"job {job.id}, which it follows, ended as {outcome.state}"
-        SQL["stopped_children"].run(conn, {"job": job.id, "at": ended.finished_at, "why": why})
+    if item.is_followed:
+        _wake_followers(conn, job, ended)
     _tell(conn, item, row, outcome, then, database)
+
+
+def _wake_followers(conn: Connection, job: Job, ended: Ended) -> None:
+    """Jobs that follow this one are due now, or on record as skipped."""
+    success = ended.state == "succeeded"
+    facts = {"job": job.id, "at": ended.finished_at, "success": success}
+    SQL["busy_children"].run(conn, facts)
+    SQL["due_children"].run(conn, facts)
+    if not success:
+        why = f"job {job.id}, which it follows, ended as {ended.state}"
+        SQL["stopped_children"].run(conn, {"job": job.id, "at": ended.finished_at, "why": why})
 
 
 def _tell(
@@ -197,9 +200,11 @@ def _tell(
 
 
 def _warn_if_slow(conn: Connection, job: Job, row: dict[str, Any], run: int, database: str) -> None:
+    if row["duration"] <= SLOW_LEAST:
+        return
     median, runs = SQL["usual_seconds"].rows(conn, {"job": job.id, "run": run})[0]
     seconds = row["duration"].total_seconds()
-    if runs >= SLOW_LEAST_RUNS and row["duration"] > SLOW_LEAST and seconds > SLOW_FACTOR * median:
+    if runs >= SLOW_LEAST_RUNS and seconds > SLOW_FACTOR * median:
         message = f"took {seconds:.1f} s; its last {runs} runs took {median:.1f} s (median)"
         history = f"headrace postprocessing history {job.id} --database {database}"
         store.alert(conn, database, "slow", job.id, job.name, run_id=run, message=message, next=history)

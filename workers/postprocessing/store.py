@@ -6,7 +6,7 @@ Nothing here commits; the caller's transaction does.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -38,11 +38,12 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A job with its state, locked for this transaction."""
+    """A job with its state, locked for this transaction. `is_followed`: the states of its followers are locked, too."""
 
     job: Job
     state: State
     priority: int
+    is_followed: bool = False
 
 
 @dataclass(slots=True)
@@ -90,9 +91,9 @@ def locked(conn: Connection, job_id: int, *, daily: Schedule) -> Listed | None:
     """One job, however long somebody else holds it; None if there is no such job."""
     # In the order in which whoever alters a job takes them: no two of us wait for each other.
     SQL["lock_job"].row(conn, {"job": job_id})
-    SQL["lock_state"].row(conn, {"job": job_id})
+    held = SQL["lock_state"].rows(conn, {"job": job_id})
     rows = SQL["job_rows"].records(conn, {"ids": [job_id]})
-    return _listed(rows[0], daily) if rows else None
+    return replace(_listed(rows[0], daily), is_followed=len(held) > 1) if rows else None
 
 
 def to_replan(conn: Connection, limit: int) -> list[int]:
