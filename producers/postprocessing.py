@@ -72,6 +72,7 @@ class _Looker:
             self._failures, self._problem = 0, None
 
     def _fail(self, problem: str, least_seconds: float) -> None:
+        database.close_all()  # a session may remember that its server was read-only
         self._failures += 1
         back_off = _FIRST_BACK_OFF_SECONDS * 2.0 ** min(self._failures - 1, 10)
         self._not_before = time.monotonic() + min(_MOST_BACK_OFF_SECONDS, max(back_off, min(least_seconds, 10)))

@@ -18,6 +18,7 @@ from workers.targets import CONTROL, Target
 
 ROOMS = ("alerts", "postprocessing")
 _FACTS_LAST_SECONDS = 60.0
+_READ_ONLY_LASTS_SECONDS = 1.0  # a standby that was promoted goes on soon
 
 _DOWN_LASTS_SECONDS = 8.0
 
@@ -51,7 +52,8 @@ def of(settings: Settings, name: str, *, fresh: bool = False) -> Scope:
     """
     target = settings.target(name)
     when, facts = _known.get(target.dsn, (0.0, None))
-    if facts is None or fresh or time.monotonic() - when > _FACTS_LAST_SECONDS:
+    lasts = _READ_ONLY_LASTS_SECONDS if facts is not None and facts.is_read_only else _FACTS_LAST_SECONDS
+    if facts is None or fresh or time.monotonic() - when > lasts:
         facts = _prepare(target)
         _known[target.dsn] = (time.monotonic(), facts)
     room = settings.postprocessing

@@ -81,6 +81,7 @@ def run(
                 raise
             raise PermanentFailure(
                 f"{name}: {database.first_line(error)}; have the owner grant it, or run setup as one who may"
+                + ("; without hdbpp's jobs leave its tables away: --no-hdbpp" if hdbpp else "")
             ) from error
         conn.commit()
     scope.forget(target)
@@ -89,9 +90,8 @@ def run(
 
 def _make(conn: Connection, *, hdbpp: bool, procedures: Sequence[str], grant: str | None) -> None:
     facts = store.facts(conn)
-    if hdbpp and not facts.has_hdbpp:
+    if hdbpp and not (facts.has_hdbpp and facts.has_hdbpp_stats):
         SQL["create_hdbpp_jobs"].run(conn)
-    if hdbpp and not facts.has_hdbpp_stats:
         SQL["create_hdbpp_stats"].run(conn)
     for name in procedures:
         with conn.cursor() as cursor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
+from psycopg2.extensions import make_dsn, parse_dsn
 
 from workers import database, execution
+from workers.errors import RetryLater
 from workers.messages import RunJob
-from workers.postprocessing import api
+from workers.postprocessing import api, scope
 from workers.settings import Settings
 
 if TYPE_CHECKING:
@@ -322,3 +325,85 @@ def test_a_backend_is_ended_only_after_long_silence_that_was_watched(acc: Acc, h
         with pytest.raises(psycopg2.Error):
             cursor.execute("SELECT 1")
     assert job
+
+
+def test_no_more_runs_at_once_than_are_allowed_in_all(acc: Acc, here: Settings) -> None:
+    """max_running_total holds across databases and processes: the second run waits for the first one's end."""
+    few = here.model_copy(
+        update={"postprocessing": here.postprocessing.model_copy(update={"max_running_total": 1, "max_running": 2})}
+    )
+    for _ in range(3):
+        add(acc, "t_sleep_whole", '{"s": 0.8}')
+    messages = look(few)
+    assert len(messages) == 2  # max_running: no more than this at once from this database
+    threads = [in_the_background(few, [message]) for message in messages]
+    for thread in threads:
+        thread.join()
+    spans = acc.ask(
+        "SELECT started_at, finished_at FROM headrace.job_run WHERE state = 'succeeded' ORDER BY started_at"
+    )
+    assert len(spans) == 2 and spans[1][0] >= spans[0][1]
+
+
+def test_nothing_starts_while_the_server_has_too_much_to_do(acc: Acc, here: Settings) -> None:
+    """The load guard: above max_active_sessions what is due waits, and starts when the others have finished."""
+    guarded = here.model_copy(
+        update={"postprocessing": here.postprocessing.model_copy(update={"max_active_sessions": 1})}
+    )
+    job = add(acc, "t_ok")
+    busy = [psycopg2.connect(acc.dsn) for _ in range(2)]
+    threads = [threading.Thread(target=lambda c=conn: c.cursor().execute("SELECT pg_sleep(2)")) for conn in busy]
+    for thread in threads:
+        thread.start()
+    active = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(2)%' AND state = 'active'"
+    acc.site.until(lambda: acc.ask(active) == [(2,)], "both are busy")
+    assert look(guarded) == []
+    for thread in threads:
+        thread.join()
+    for conn in busy:
+        conn.close()
+    assert [message.job for message in look(guarded)] == [job]
+
+
+def test_a_database_that_becomes_writable_goes_on_by_itself(acc: Acc, here: Settings) -> None:
+    """Read-only, a database is told and left alone; writable again, its jobs are due."""
+    name = acc.ask("SELECT current_database()")[0][0]
+    job = add(acc, "t_ok")
+    acc.ask(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    database.close_all()
+    scope._known.clear()
+    with pytest.raises(RetryLater, match="read-only"):
+        look(here)
+    with closing(psycopg2.connect(acc.dsn, options="-c default_transaction_read_only=off")) as conn:
+        conn.autocommit = True
+        conn.cursor().execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+    database.close_all()
+    time.sleep(1.1)  # what is known of a read-only database lasts a second
+    assert [message.job for message in look(here)] == [job]
+
+
+def test_a_login_with_create_on_the_database_can_do_all_of_it(acc: Acc, empty_dsn: str) -> None:
+    """No superuser, no ownership, no right on schema public: CREATE on the database is enough for setup and runs."""
+    role = f"plain_{acc.ask('SELECT pg_backend_pid()')[0][0]}"
+    with closing(psycopg2.connect(empty_dsn)) as conn, conn.cursor() as cursor:
+        conn.autocommit = True
+        cursor.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'plain'")
+        cursor.execute(f"GRANT {role} TO current_user")
+        cursor.execute(f'GRANT CREATE ON DATABASE "{conn.info.dbname}" TO {role}')
+        words = parse_dsn(empty_dsn) | {"user": role, "password": "plain"}
+        there = {"HEADRACE_CONTROL__DSN": make_dsn(**words)}
+        refused = acc.command("setup", **there)
+        assert refused.returncode == 3 and "--no-hdbpp" in refused.stderr
+        assert acc.command("setup", "--no-hdbpp", **there).returncode == 0
+        with closing(psycopg2.connect(there["HEADRACE_CONTROL__DSN"])) as plain, plain, plain.cursor() as own:
+            own.execute("CREATE SCHEMA mine CREATE TABLE done (job integer)")
+            own.execute(
+                "CREATE PROCEDURE mine.work(i integer, c jsonb) LANGUAGE sql AS 'INSERT INTO mine.done VALUES (i)'"
+            )
+        assert acc.command("add", "mine.work", "--every", "1 hour", **there).returncode == 0
+        done = acc.command("run", "--here", **there)
+        assert (done.returncode, done.stdout) == (0, "1 succeeded\n"), done.stderr
+        cursor.execute("SELECT count(*) FROM mine.done")
+        assert cursor.fetchone() == (1,)
+        cursor.execute(f"DROP OWNED BY {role} CASCADE")
+        cursor.execute(f"DROP ROLE {role}")
