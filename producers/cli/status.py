@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from producers.cli import postprocessing
+from producers.cli import postprocessing_status
 from producers.cli.context import DONE, SOME_FAILED, State, json_option, pass_state
 from workers import queues
 from workers import status as status_module
@@ -38,7 +38,7 @@ def status(state: State) -> int:
     # A room's own tables say what is in order; a run that failed before is history then.
     settled = telemetry.settled(conf, [run["key"] for run in document["failing"] if run["room"] == "telemetry"])
     document["failing"] = [run for run in document["failing"] if run["key"] not in settled]
-    document["postprocessing"] = postprocessing.statuses(conf, jobs.names(conf))
+    document["postprocessing"] = postprocessing_status.statuses(conf, jobs.names(conf))
     local = read_status(conf.data_dir)
     document["processes"] = (
         [{"name": child.name, "state": child.state, "restarts": child.restarts} for child in local.children]
@@ -76,7 +76,7 @@ def _needs(document: dict[str, Any]) -> list[str]:
             f"{trouble['state']} file on {trouble['host']}: {path}: {error}; "
             f"repair it, or run `headrace telemetry accept {path}` there"
         )
-    needs += postprocessing.needs_of(document["postprocessing"])
+    needs += postprocessing_status.needs_of(document["postprocessing"])
     told = {
         f"{one['database']}:job {trouble['job_id']}"
         for one in document["postprocessing"]
@@ -126,7 +126,7 @@ def _print(state: State, document: dict[str, Any]) -> None:
             ("device", "state", "records", "read at", "lag [s]"),
             [(row["device"], row["state"], row["records"], row["ingested_at"], row["lag_seconds"]) for row in worst],
         )
-    postprocessing.print_status(state, document["postprocessing"])
+    postprocessing_status.print_status(state, document["postprocessing"])
     for pause in document["pauses"]:
         reason = pause["reason"] or "no reason given"
         state.out(f"paused: {pause['room']} on {pause['host']} by {pause['paused_by']}: {reason}")

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from workers import database
+from workers import alerts, database
 from workers.database import Connection
 from workers.errors import PermanentFailure, RetryLater
 from workers.hdbpp_file import databases_of
@@ -73,6 +73,7 @@ def drop_in_jobs(settings: Settings, name: str) -> list[int]:
     if not where.facts.has_hdbpp:
         raise PermanentFailure(f"{name} has no table postprocessing_jobs; `headrace postprocessing setup` makes it")
     with database.connection(where.target, purpose="postprocessing") as conn:
+        SQL["wait_little"].run(conn, {"milliseconds": "5000"})
         store.mirror(conn)
         settle_silent_runs(conn, where)  # of a drop-in that was killed: no scheduler may be here to do it
         conn.commit()
@@ -235,6 +236,7 @@ def forget_old_runs(settings: Settings, name: str) -> int:
     room = settings.postprocessing
     older = {"older": timedelta(days=room.history_days), "most": room.history_runs}
     with database.connection(settings.target(name), purpose="postprocessing", autocommit=True) as conn:
+        alerts.forget_old(conn, timedelta(days=room.history_days))
         return MANAGE["forget_runs"].run(conn, older)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -81,7 +82,7 @@ def execute(
     query, arguments = routine.call(), {"job_id": claim.job, "config": call.config}
     started = time.monotonic()
     try:
-        with watchdog:
+        with watchdog, _rolled_back_first(conn):
             conn.autocommit = not call.atomic
             with conn.cursor() as cursor:
                 cursor.execute(query.statement(), arguments)
@@ -104,6 +105,17 @@ def execute(
         if outcome.sqlstate == _CANCELLED:
             return _of_cancelled(outcome, call, time.monotonic() - started, where, claim)
         return outcome
+
+
+@contextmanager
+def _rolled_back_first(conn: Connection) -> Iterator[None]:
+    """End a transaction that failed before the watchdog is waited for: its heartbeat may wait for this very row."""
+    try:
+        yield
+    except BaseException:
+        if not conn.closed:
+            conn.rollback()
+        raise
 
 
 def of_error(error: DatabaseError) -> Outcome:

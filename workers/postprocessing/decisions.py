@@ -198,7 +198,7 @@ def _retry(job: Job, state: State, ended: Ended, failures: int, transient: bool,
         delay = min(delay, 5 * step)
     at = _opened(job, ended.finished_at + delay * (1 + JITTER * jitter))
     fixed = job.schedule is not None and (job.schedule.cron is not None or job.schedule.fixed)
-    if fixed and regular.next_start is not None and regular.next_start <= at:
+    if fixed and state.catch_up_until is None and regular.next_start is not None and regular.next_start <= at:
         return regular
     return Plan(at, state.last_slot or ended.slot, "retry", ended.attempt + 1, state.catch_up_until)
 
