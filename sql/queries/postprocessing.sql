@@ -147,6 +147,10 @@ UPDATE headrace.job_state
        problem = %(problem)s, waits_for = NULL
  WHERE job_id = %(job)s
 
+-- name: planned_by_its_end
+-- A job that is live: the end of its run plans it, by the definition as it is then.
+UPDATE headrace.job_state SET replan = false, problem = NULL, planned_at = coalesce(planned_at, now()) WHERE job_id = %(job)s
+
 -- name: due_jobs
 -- Jobs whose time has come, the longest due first; out of the index alone.
 SELECT job_id, next_start, priority
@@ -413,7 +417,7 @@ UPDATE headrace.job_state
        next_start = CASE WHEN EXISTS (SELECT FROM headrace.job j WHERE j.job_id = %(job)s AND j.scheduled AND j.gone_at IS NULL)
                          THEN %(next_start)s::timestamptz END,
        slot = %(slot)s, reason = %(reason)s, attempt = %(attempt)s, catch_up_until = %(catch_up_until)s,
-       consecutive_failures = %(failures)s
+       consecutive_failures = %(failures)s, replan = replan OR %(replan)s
  WHERE job_id = %(job)s
 
 -- name: disable_job

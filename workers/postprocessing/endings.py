@@ -140,13 +140,16 @@ def _plan_after(conn: Connection, item: Listed, row: dict[str, Any], outcome: Ou
         finished_at=row["finished_at"],
         sqlstate=outcome.sqlstate,
     )
+    is_wrong = False
     try:
         then = decisions.after(job, state, ended, jitter=random.uniform(-1, 1))
     except (ScheduleError, OverflowError, ValueError):
-        then = decisions.After(Plan(), state.consecutive_failures)  # the next look says what is wrong with it
+        is_wrong = True  # the schedule was changed to one that means nothing: the next look says so
+        then = decisions.After(Plan(), state.consecutive_failures)
     if not job.scheduled:
         then = replace(then, plan=Plan(), disable=False, over=False)  # paused or gone while it ran
-    SQL["plan_after"].run(conn, {"job": job.id, "failures": then.consecutive_failures} | store.plan_columns(then.plan))
+    facts = {"job": job.id, "failures": then.consecutive_failures, "replan": is_wrong}
+    SQL["plan_after"].run(conn, facts | store.plan_columns(then.plan))
     if then.skipped:
         why = f"the run of {ended.slot:%Y-%m-%d %H:%M:%S} UTC was still going, or about to be tried again"
         store.skip(conn, job, then.skipped, why)

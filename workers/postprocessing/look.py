@@ -175,8 +175,11 @@ def _replan(conn: Connection, where: Scope) -> None:
     now = store.now(conn)
     for item in store.listed(conn, ids, daily=where.daily):
         job, state = item.job, item.state
-        if not job.scheduled or state.live_run is not None:
+        if not job.scheduled:
             store.set_plan(conn, job.id, Plan())
+            continue
+        if state.live_run is not None:
+            SQL["planned_by_its_end"].run(conn, {"job": job.id})
             continue
         with _alone(conn, where, job.id, replanned=True):
             try:

@@ -407,3 +407,16 @@ def test_a_login_with_create_on_the_database_can_do_all_of_it(acc: Acc, empty_ds
         assert cursor.fetchone() == (1,)
         cursor.execute(f"DROP OWNED BY {role} CASCADE")
         cursor.execute(f"DROP ROLE {role}")
+
+
+def test_a_schedule_made_wrong_while_it_runs_is_told(acc: Acc, here: Settings) -> None:
+    """A run ends well although its schedule means nothing by then; the next look names the problem."""
+    job = add(acc, "t_sleep_whole", '{"s": 1}')
+    run = in_the_background(here, look(here))
+    acc.site.until(lambda: acc.history("state") == [("running",)], "it runs")
+    acc.ask("UPDATE headrace.job SET schedule_interval = NULL, cron = '99 * * * *' WHERE job_id = %s", job)
+    look(here)
+    run.join()
+    look(here)
+    assert acc.history("state") == [("succeeded",)]
+    assert acc.ask("SELECT problem IS NOT NULL, next_start FROM headrace.job_state") == [(True, None)]
