@@ -1,4 +1,4 @@
-"""`headrace demo` as a newcomer runs it: every record arrives, and no end of it leaves a process behind."""
+"""`headrace demo` as a newcomer runs it: records arrive, procedures run, and no end of it leaves a process behind."""
 
 from __future__ import annotations
 
@@ -108,8 +108,20 @@ def names(processes: list[tuple[int, int]]) -> str:
     return "\n".join(lines)
 
 
+def assert_jobs_ran(document: dict[str, Any]) -> None:
+    """Every slot of both jobs is on record; what fails is tried again; the last summary has the whole archive."""
+    summarise, flaky = document["jobs"]["summarise"], document["jobs"]["flaky"]
+    assert summarise["problem"] is None and flaky["problem"] is None
+    assert summarise["missing_slots"] == flaky["missing_slots"] == []
+    assert summarise["runs"] == summarise["succeeded"] >= 2
+    assert (flaky["failed"], flaky["runs"]) == (2, 2 + flaky["succeeded"])
+    assert flaky["succeeded"] >= 1
+    assert summarise["last"].startswith(f"{document['rows']} records of ")
+    assert flaky["last"] == "works, after 2 failures"
+
+
 def test_every_record_arrives_and_nothing_stays(scratch: Path, environment: dict[str, str]) -> None:
-    """The demonstration ends by itself with as many rows as records written, and removes its folder."""
+    """The demonstration ends by itself, with every record in the archive, every slot on record, and no folder left."""
     done = subprocess.run(
         [*HEADRACE, "--seconds", "4", "--json"],
         cwd=scratch, env=environment, capture_output=True, text=True, timeout=100, check=False,
@@ -122,7 +134,8 @@ def test_every_record_arrives_and_nothing_stays(scratch: Path, environment: dict
     assert document["dead_letters"] == 0
     assert all(form["records"] for form in document["forms"].values())
     assert list(document["steps"])[:2] == ["PostgreSQL", "Valkey"]
-    assert len(document["steps"]) == 7
+    assert len(document["steps"]) == 8
+    assert_jobs_ran(document)
     assert "password" not in done.stdout.lower()
     assert list((scratch / "tmp").iterdir()) == []
 

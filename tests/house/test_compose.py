@@ -148,14 +148,27 @@ def test_only_flower_is_published_and_on_loopback() -> None:
 
 
 def test_worker_and_watcher_see_the_same_files() -> None:
-    """Worker and watcher have one host name, one mount, and look into the folder that is mounted."""
+    """Worker and watcher have one host name, the same mounts, and look into the folder that is mounted."""
     worker, watcher = SERVICES["worker"], SERVICES["watcher"]
     assert (worker["environment"], worker["volumes"]) == (watcher["environment"], watcher["volumes"])
-    (mount,) = worker["volumes"]
-    assert json.loads(worker["environment"]["HEADRACE_TELEMETRY__DATA_DIRS"]) == [mount.rsplit(":", 2)[1]]
+    mounts = [mount.rsplit(":", 2)[1] for mount in worker["volumes"]]
+    assert json.loads(worker["environment"]["HEADRACE_TELEMETRY__DATA_DIRS"]) == mounts[:1]
 
 
-@pytest.mark.parametrize("name", ["worker", "beat"])
+def test_the_two_workers_share_the_rooms_and_one_takes_ticks() -> None:
+    """Every room has one worker, one of the two takes ticks, and both see hdbpp's file where the image looks for it."""
+    shares = {name: SERVICES[name]["environment"] for name in ("worker", "jobs")}
+    rooms = [room for share in shares.values() for room in json.loads(share["HEADRACE_WORKER__ROOMS"])]
+    assert sorted(rooms) == sorted(settings.ROOMS)
+    assert [share.get("HEADRACE_WORKER__TICKS", "true") for share in shares.values()] == ["true", "false"]
+    words = " ".join(rest for word, rest in dockerfile() if word == "ENV")
+    folder = re.search(r"HEADRACE_POSTPROCESSING__LEGACY_CONFIG=(\S+)/hdbpp_postprocessing.conf", words)
+    assert folder is not None
+    for name in shares:
+        assert folder.group(1) in [mount.rsplit(":", 2)[1] for mount in SERVICES[name]["volumes"]]
+
+
+@pytest.mark.parametrize("name", ["worker", "jobs", "beat"])
 def test_the_health_check_asks_the_process_by_its_name(name: str) -> None:
     """`inspect ping` goes to the node name that the command gives itself."""
     command, check = SERVICES[name]["command"], healthcheck(name)

@@ -214,6 +214,19 @@ def test_the_import_command_lists_and_takes(acc: Acc, tmp_path: Path) -> None:
     assert "databases:" in settings and "acc:" in settings
 
 
+def test_the_old_file_in_its_old_place_names_the_databases(acc: Acc) -> None:
+    """With `legacy_config` every command, worker and beat sees the databases of hdbpp-postprocessing's own file."""
+    job = acc.job("t_ok")
+    there = {"HEADRACE_POSTPROCESSING__LEGACY_CONFIG": str(acc.legacy)}
+    listed = acc.json("list", "--database", "acc", **there)["jobs"]
+    assert [(row["database"], row["job_id"], row["procedure"]) for row in listed] == [("acc", job, "t_ok")]
+    assert acc.json("next-runs", str(job), "--database", "acc", "--from", "2027-01-01", "--count", "1", **there) == {
+        "starts": ["2027-01-01 02:00:00+00:00"]
+    }
+    nowhere = {"HEADRACE_POSTPROCESSING__LEGACY_CONFIG": "/nowhere/hdbpp_postprocessing.conf"}
+    assert acc.command("list", **nowhere).returncode == 0
+
+
 def test_a_look_at_a_database_without_jobs_leaves_it_alone(empty_dsn: str, dsn: str, tmp_path: Path) -> None:
     """A database of the settings that was never set up gets no schema of ours."""
     conf = Settings(control={"dsn": dsn}, databases={"bare": {"connection": _connection(empty_dsn)}}, data_dir=tmp_path)
