@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import psycopg2
 from psycopg2 import extensions
@@ -59,6 +60,7 @@ _AGAIN = {
 }
 
 _local = threading.local()
+_names: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
 
 
 def application_name(purpose: str, run: int | None = None) -> str:
@@ -102,6 +104,7 @@ def connection(
         conn = None
     if conn is None:
         conn = connect(target, purpose=purpose, run=run)
+        _names[conn] = application_name(purpose, run)
     conn.autocommit = autocommit
     try:
         with translated(target, conn):
@@ -188,8 +191,10 @@ def _idle(target: Target) -> list[Connection]:
 def _rename(conn: Connection, name: str) -> bool:
     try:
         conn.autocommit = True
-        with conn.cursor() as cursor:
-            cursor.execute("SET application_name = %s", (name,))
+        if _names.get(conn) != name:
+            with conn.cursor() as cursor:
+                cursor.execute("SET application_name = %s", (name,))
+            _names[conn] = name
     except psycopg2.Error:
         conn.close()
         return False

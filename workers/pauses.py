@@ -13,7 +13,7 @@ ALL = "*"
 
 def check(control: Target, room: str, host: str) -> None:
     """Raise Paused while the room is paused on this host. What waits is found again by the sweep."""
-    with database.connection(control, purpose="pauses", autocommit=True) as conn:
+    with database.connection(control, purpose="runs", autocommit=True) as conn:
         row = SQL["pause_in_force"].row(conn, {"room": room, "host": host})
     if row is not None:
         by, since, reason = row

@@ -10,15 +10,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from producers.cli.demo_jobs import Jobs
 from workers.services.postgres import PostgresServer
 from workers.services.processes import is_alive, process_state
+from workers.settings import Settings
 
 HEADRACE = [sys.executable, "-m", "producers.cli", "demo"]
 PROCESSES = Path("/proc")
@@ -138,6 +141,43 @@ def test_every_record_arrives_and_nothing_stays(scratch: Path, environment: dict
     assert_jobs_ran(document)
     assert "password" not in done.stdout.lower()
     assert list((scratch / "tmp").iterdir()) == []
+
+
+def test_a_slot_without_record_is_told(conf: Settings, sql: Callable[..., list[tuple[Any, ...]]]) -> None:
+    """A job is judged by its history: no run, a slot that is nowhere, and too many failures are each a problem."""
+    jobs = Jobs(conf)
+    jobs.start()
+    began = sql("SELECT initial_start FROM headrace.job WHERE name LIKE 'summarise%'")[0][0]
+
+    def problem() -> str | None:
+        return jobs.outcomes(began)[0].problem
+
+    def record(slot: int, state: str) -> None:
+        sql(
+            "INSERT INTO headrace.job_run (job_id, scheduled_for, reason, state, started_at, finished_at) "
+            "SELECT job_id, %s, 'schedule', %s, now(), now() FROM headrace.job WHERE name LIKE 'summarise%%'",
+            began + slot * timedelta(seconds=2), state,
+        )  # fmt: skip
+
+    assert problem() == "did not run"
+    record(0, "skipped")
+    record(1, "succeeded")
+    record(3, "succeeded")
+    assert problem() == f"has no record of 1 of its slots, the first at {began + timedelta(seconds=4):%H:%M:%S.%f} UTC"
+    record(2, "skipped")
+    assert problem() is None
+    record(4, "failed")
+    assert problem() == "failed 1 times instead of 0; its newest run said: failed"
+
+
+def test_a_second_demonstration_begins_anew(conf: Settings, sql: Callable[..., list[tuple[Any, ...]]]) -> None:
+    """In a folder that is used again the jobs of the earlier demonstration give way to new ones."""
+    Jobs(conf).start()
+    earlier = sql("SELECT job_id FROM headrace.jobs ORDER BY job_id")
+    Jobs(conf).start()
+    now = sql("SELECT job_id FROM headrace.jobs ORDER BY job_id")
+    assert len(earlier) == len(now) == 2
+    assert not set(earlier) & set(now)
 
 
 def test_ctrl_c_ends_everything(scratch: Path, demo: subprocess.Popen[str]) -> None:

@@ -129,7 +129,7 @@ class _Taken:
         until = time.monotonic() + MARK_FOR.total_seconds()
         while True:
             try:
-                with database.connection(self.where.target, purpose="postprocessing") as conn:
+                with database.connection(self.where.target, purpose="postprocessing", run=self.claim.run) as conn:
                     SQL["wait_little"].run(conn, {"milliseconds": _LOCK_WAIT_MILLISECONDS})
                     owned = self._mark(conn, outcome)
                     conn.commit()

@@ -420,3 +420,19 @@ def test_a_schedule_made_wrong_while_it_runs_is_told(acc: Acc, here: Settings) -
     look(here)
     assert acc.history("state") == [("succeeded",)]
     assert acc.ask("SELECT problem IS NOT NULL, next_start FROM headrace.job_state") == [(True, None)]
+
+
+def test_a_run_that_waits_too_long_for_a_lock_is_stopped(acc: Acc, here: Settings) -> None:
+    """No progress: a call that waits for one lock beyond blocked_minutes ends as timeout, naming who holds it."""
+    impatient = here.model_copy(
+        update={"postprocessing": here.postprocessing.model_copy(update={"blocked_minutes": 0.01})}
+    )
+    add(acc, "t_ok")
+    messages = look(here)
+    with closing(psycopg2.connect(acc.dsn)) as conn, conn.cursor() as cursor:
+        cursor.execute("LOCK TABLE public.witness")
+        run = in_the_background(impatient, messages)
+        run.join(60)
+        state, message = acc.history("state, message")[0]
+        assert state == "timeout"
+        assert f"lock held by backend {conn.info.backend_pid}" in message
