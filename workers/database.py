@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -191,7 +192,8 @@ def _idle(target: Target) -> list[Connection]:
 def _rename(conn: Connection, name: str) -> bool:
     try:
         conn.autocommit = True
-        if _names.get(conn) != name:
+        # Something to read on an idle session is most likely its end: the question finds out.
+        if _names.get(conn) != name or _has_something_to_say(conn):
             with conn.cursor() as cursor:
                 cursor.execute("SET application_name = %s", (name,))
             _names[conn] = name
@@ -199,6 +201,12 @@ def _rename(conn: Connection, name: str) -> bool:
         conn.close()
         return False
     return True
+
+
+def _has_something_to_say(conn: Connection) -> bool:
+    poll = select.poll()
+    poll.register(conn.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _reset(conn: Connection) -> bool:
