@@ -49,7 +49,9 @@ _PROGRAMS = ("HEADRACE_POSTGRES_BIN", "HEADRACE_VALKEY_BIN")
 @json_option
 @pass_state
 def demo(state: State, seconds: float, keep: bool, data_dir: Path | None) -> int:
-    """Start everything in a scratch folder, let a simulated instrument write, and check that every record arrived.
+    """Start everything in a scratch folder, let a simulated instrument write and procedures run, and check all of it.
+
+    Every record that was written must be in the archive, and every slot of the scheduled procedures on record.
 
     Servers are always embedded: no settings file and no HEADRACE_ variable of this site is read.
     """
@@ -70,7 +72,7 @@ def demo(state: State, seconds: float, keep: bool, data_dir: Path | None) -> int
 
 
 def _perform(state: State, folder: Path, seconds: float, keep: bool) -> bool:
-    """The whole demonstration; whether every record arrived. Raises KeyboardInterrupt when it was cut short."""
+    """The whole demonstration; whether everything went well. Raises KeyboardInterrupt when it was cut short."""
     conf = _own_settings(state, folder)
     deployment = make_deployment(conf, folder, {})
     show = Show(state, folder)
@@ -102,12 +104,19 @@ def _perform(state: State, folder: Path, seconds: float, keep: bool) -> bool:
         raise play.error
     if play.outcome is None:
         raise KeyboardInterrupt
-    if not play.outcome.good:
-        written, logs = play.outcome.progress.all_written.records, folder / "logs"
+    logs = folder / "logs"
+    if not play.outcome.arrived:
+        written = play.outcome.progress.all_written.records
         state.say(
             f"headrace: {written} records were written but {play.outcome.rows} rows arrived; "
             f"{logs / 'watcher.log'} and {logs / 'worker.log'} tell why"
         )
+    for one in play.outcome.jobs:
+        if one.problem:
+            state.say(
+                f"headrace: job {one.job.name} {one.problem}; "
+                f"{logs / 'jobs.log'}, {logs / 'worker.log'} and {logs / 'beat.log'} tell why"
+            )
     return play.outcome.good
 
 

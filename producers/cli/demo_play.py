@@ -1,4 +1,4 @@
-"""What happens in a demonstration: wait until all is healthy, run the instrument, wait for every record, tell."""
+"""What happens in a demonstration: wait until all is healthy, run the instrument and the jobs, wait for all, tell."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from producers.cli.demo_jobs import JobOutcome, Jobs
 from producers.cli.instrument import DEVICES, Instrument, Written
 from workers import database, queues
 from workers.errors import HeadraceError
@@ -63,6 +64,7 @@ class Progress:
     rate: float
     lag: dict[str, Any]
     waiting: int
+    runs: int  # of jobs
 
     @property
     def all_written(self) -> Written:
@@ -75,16 +77,22 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end: the last progress, the rows counted in the archive, and the seconds from first record to last row."""
+    """The end: the last progress, the rows of the archive, the seconds from first record to last row, and the jobs."""
 
     progress: Progress
     rows: int
     seconds: float
+    jobs: tuple[JobOutcome, ...]
+
+    @property
+    def arrived(self) -> bool:
+        """Every record arrived exactly once, and nothing was refused."""
+        return self.rows == self.progress.all_written.records and not self.progress.lag["dead"]
 
     @property
     def good(self) -> bool:
-        """Every record arrived exactly once, and nothing was refused."""
-        return self.rows == self.progress.all_written.records and not self.progress.lag["dead"]
+        """Every record arrived, and every job did what it should."""
+        return self.arrived and not any(job.problem for job in self.jobs)
 
 
 class Play:
@@ -102,6 +110,7 @@ class Play:
         self._began = time.monotonic()
         self._watcher_log = folder / "logs" / "watcher.log"
         self._watcher_mark = log_size(self._watcher_log)
+        self._jobs = Jobs(conf)
         self._instrument = Instrument(conf.telemetry.data_dirs[0])
         self._instrument_error: BaseException | None = None
         self._history: list[tuple[float, int]] = []
@@ -110,6 +119,7 @@ class Play:
         """Everything in order; what goes wrong is kept in `error`. False when it ends because the deployment stops."""
         try:
             self._wait_for_all()
+            self._jobs.start()
             self.outcome = self._observe()
             self._on_outcome(self.outcome)
             while self._keep:
@@ -146,15 +156,15 @@ class Play:
         yield "PostgreSQL", lambda _status: _answers(postgres.running)
         yield "Valkey", lambda _status: _answers(valkey.running)
         yield "schema", lambda status: status is not None and bool(status.children)
-        for name in ("worker", "beat", "Flower"):
-            yield name, partial(_runs, child=name.lower())
+        for name, child in (("worker", "worker"), ("jobs worker", "jobs"), ("beat", "beat"), ("Flower", "flower")):
+            yield name, partial(_runs, child=child)
         yield (
             "watcher",
             lambda _status: "watch.started" in last_lines(self._watcher_log, 1000, since_bytes=self._watcher_mark),
         )
 
     def _observe(self) -> Outcome:
-        """Let the instrument write for its time, then wait until all of it has arrived."""
+        """Let the instrument write for its time, then wait until all of it has arrived and the jobs have run."""
         ends = threading.Event()
         thread = threading.Thread(target=self._write, args=(ends,), name="instrument", daemon=True)
         began = time.monotonic()
@@ -175,7 +185,7 @@ class Play:
             complete = progress.all_read.records >= progress.all_written.records
             if complete or time.monotonic() > deadline:
                 rows = sum(row["records"] for row in self._ask("rows_arrived"))
-                return Outcome(progress, rows, time.monotonic() - began)
+                return Outcome(progress, rows, time.monotonic() - began, self._jobs.at_end(self._pause))
             self._pause(POLL_SECONDS)
 
     def _write(self, ends: threading.Event) -> None:
@@ -200,7 +210,8 @@ class Play:
         self._history = [(at, n) for at, n in self._history if now - at < RATE_SECONDS] + [(now, total)]
         first_at, first_total = self._history[0]
         rate = (total - first_total) / (now - first_at) if now > first_at else 0.0
-        return Progress(now - began, written, read, rate, lag, waiting)
+        runs = sum(job.runs for job in self._jobs.outcomes(self._since))
+        return Progress(now - began, written, read, rate, lag, waiting, runs)
 
     @property
     def _since(self) -> datetime:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from producers.cli.context import State
+from producers.cli.demo_jobs import JobOutcome
 from producers.cli.demo_play import Outcome, Progress, Step
 from workers.services.endpoints import Endpoints
 
@@ -76,7 +78,7 @@ class Show:
         out = self._state.out
         out("")
         out(f"The instrument wrote {total.files} files with {total.records:,} records.")
-        if outcome.good:
+        if outcome.arrived:
             out(f"The archive has {outcome.rows:,} rows: every record arrived, none twice, no dead letters.")
         else:
             out(f"The archive has {outcome.rows:,} rows, and {progress.lag['dead']} dead letters: that is WRONG.")
@@ -84,6 +86,11 @@ class Show:
             f"{_rate(outcome):,.0f} records/s from the first write to the last row; from a file's last change to its "
             f"commit: half within {_seconds(progress.lag['p50'])}, 99 % within {_seconds(progress.lag['p99'])}."
         )
+        out("")
+        Console(highlight=False, soft_wrap=True).print(_jobs_table(outcome.jobs))
+        out("")
+        for line in _about_jobs(outcome.jobs):
+            out(line)
         out("")
         for line in self._where_to_look(endpoints) if kept else _next_steps() if outcome.good else []:
             out(line)
@@ -101,6 +108,7 @@ class Show:
             f"  rows     psql {_without_password(endpoints['control_dsn'])}, "
             f"password: postgres_headrace_password in {passwords}",
             "  then     SELECT device, ec, count(*) FROM telem GROUP BY device, ec;",
+            f"  jobs     headrace --config {config} postprocessing list",
             f"  files    {self._folder / 'instrument'}; logs: {self._folder / 'logs'}",
             "  more     README.md",
         ]
@@ -120,6 +128,7 @@ class Show:
                 form: {"files": count.files, "records": count.records, "bytes": count.bytes}
                 for form, count in progress.written.items()
             },
+            "jobs": {line.job.name: _job_document(line) for line in outcome.jobs},
             "steps": {step.name: round(step.seconds, 2) for step in self._steps},
             "data_dir": self._folder,
             "flower_url": endpoints["flower_url"],
@@ -148,11 +157,55 @@ def _table(progress: Progress) -> Table:
     return table
 
 
+def _jobs_table(jobs: Sequence[JobOutcome]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("job", "schedule", "runs", "ok", "failed", "skipped", "last"):
+        table.add_column(title, justify="left" if title in ("job", "schedule", "last") else "right")
+    for one in jobs:
+        counts = (one.runs, one.succeeded, one.failed, one.skipped)
+        table.add_row(one.job.name, one.job.schedule, *(f"{n:,}" for n in counts), Text(one.last))
+    return table
+
+
+def _about_jobs(jobs: Sequence[JobOutcome]) -> list[str]:
+    problems = [f"The job {one.job.name} {one.problem}: that is WRONG." for one in jobs if one.problem]
+    if problems:
+        return problems
+    runs, skipped = sum(one.runs for one in jobs), sum(one.skipped for one in jobs)
+    passed_over = f" ({skipped} were skipped, with the reason)" if skipped else ""
+    return [
+        f"{len(jobs)} scheduled procedures ran {runs} times: each slot at most once, none without record{passed_over}.",
+        *(
+            f"{one.job.name} failed {_times(one.failed)}, on purpose; it was retried {_times(one.retries)}, and works."
+            for one in jobs
+            if one.job.failures
+        ),
+    ]
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def _job_document(one: JobOutcome) -> dict[str, Any]:
+    return {
+        "every_seconds": one.job.every.total_seconds(),
+        "runs": one.runs,
+        "succeeded": one.succeeded,
+        "failed": one.failed,
+        "skipped": one.skipped,
+        "retries": one.retries,
+        "missing_slots": one.missing,
+        "last": one.last,
+        "problem": one.problem,
+    }
+
+
 def _conditions(progress: Progress) -> str:
     lag = progress.lag
     return (
         f"{progress.rate:,.0f} records/s, lag p50 {_seconds(lag['p50'])} p99 {_seconds(lag['p99'])}, "
-        f"{progress.waiting} messages waiting"
+        f"{progress.waiting} messages waiting; jobs: {progress.runs} runs"
     )
 
 

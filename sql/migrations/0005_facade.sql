@@ -371,24 +371,21 @@ END
 $body$;
 
 -- Ends a run that is not over; one that is running gets the wish and a signal, and ends itself.
-CREATE FUNCTION headrace.stop_run(run headrace.job_run, caller name) RETURNS void
+-- Of a queued slot of the schedule only the wish is noted: the look ends it within a second, with all that follows.
+CREATE FUNCTION headrace.stop_run(run headrace.job_run, caller name, at_once boolean) RETURNS void
 LANGUAGE plpgsql AS $body$
+DECLARE
+    is_ended boolean := run.state = 'queued' AND (at_once OR NOT EXISTS (
+        SELECT FROM headrace.job_state AS s WHERE s.job_id = run.job_id AND s.live_run = run.run_id));
 BEGIN
     UPDATE headrace.job_run AS r
        SET cancel_requested_at = coalesce(r.cancel_requested_at, clock_timestamp()),
            cancel_requested_by = coalesce(r.cancel_requested_by, caller),
-           state = CASE r.state WHEN 'queued' THEN 'cancelled' ELSE r.state END,
-           finished_at = CASE r.state WHEN 'queued' THEN clock_timestamp() END,
-           message = CASE r.state WHEN 'queued' THEN format('cancelled by %s before it started', caller)
-                                  ELSE r.message END
+           state = CASE WHEN is_ended THEN 'cancelled' ELSE r.state END,
+           finished_at = CASE WHEN is_ended THEN clock_timestamp() END,
+           message = CASE WHEN is_ended THEN format('cancelled by %s before it started', caller) ELSE r.message END
      WHERE r.run_id = run.run_id;
-    IF run.state = 'queued' THEN
-        UPDATE headrace.job_state AS s
-           SET live_run = NULL, attempt = 1, last_slot = greatest(s.last_slot, run.scheduled_for),
-               replan = j.scheduled AND j.gone_at IS NULL
-          FROM headrace.job AS j
-         WHERE s.job_id = run.job_id AND s.live_run = run.run_id AND j.job_id = s.job_id;
-    ELSE
+    IF run.state = 'running' THEN
         -- By its start as well: a process number comes again.
         PERFORM pg_cancel_backend(a.pid)
            FROM pg_catalog.pg_stat_activity AS a
@@ -411,7 +408,7 @@ BEGIN
     END IF;
     FOR run IN SELECT r.* FROM headrace.job_run AS r
                 WHERE r.job_id = job.job_id AND r.state IN ('queued', 'running') ORDER BY r.run_id FOR UPDATE LOOP
-        PERFORM headrace.stop_run(run, o.caller);
+        PERFORM headrace.stop_run(run, o.caller, true);
     END LOOP;
     DELETE FROM headrace.job AS j WHERE j.job_id = job.job_id;
     SELECT string_agg(j.job_id::text, ', ' ORDER BY j.job_id) INTO followers
@@ -452,7 +449,7 @@ BEGIN
     PERFORM headrace.check_manager(o.caller, (SELECT j.owner FROM headrace.job AS j WHERE j.job_id = run.job_id),
                                    format('the job of run %s', run.run_id));
     IF run.state IN ('queued', 'running') THEN
-        PERFORM headrace.stop_run(run, o.caller);
+        PERFORM headrace.stop_run(run, o.caller, false);
     END IF;
     o.state := run.state;
     RETURN o;

@@ -139,6 +139,13 @@ UPDATE headrace.job_state s SET live_run = NULL, replan = true
                             WHERE r.run_id = f.live_run AND r.state IN ('queued', 'running'))
            FOR UPDATE SKIP LOCKED)
 
+-- name: unwanted
+-- Queued runs that somebody has cancelled in SQL.
+SELECT run_id, job_id, coalesce(cancel_requested_by, 'somebody')
+  FROM headrace.job_run
+ WHERE state = 'queued' AND cancel_requested_at IS NOT NULL
+ ORDER BY run_id
+
 -- name: set_plan
 -- When this job is due next.
 UPDATE headrace.job_state

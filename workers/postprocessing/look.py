@@ -64,6 +64,7 @@ def look(settings: Settings, name: str, *, resend: bool = True) -> list[Message]
         with _alone(conn, where):
             _mirror(conn, where)
         settle_silent_runs(conn, where)
+        _end_unwanted(conn, where)
         SQL["free_ended"].run(conn)
         _replan(conn, where)
         _queue_due(conn, where, settings)
@@ -112,6 +113,16 @@ def settle_silent_runs(conn: Connection, where: Scope) -> None:
             _end_orphan(conn, where, run, job, heartbeat)
     for key in [key for key in _orphans if key[0] == where.target.dsn and key[1] not in {row[0] for row in rows}]:
         del _orphans[key]
+
+
+def _end_unwanted(conn: Connection, where: Scope) -> None:
+    """End queued runs that somebody cancelled in SQL, with all that follows from an end."""
+    for run, job, by in SQL["unwanted"].rows(conn):
+        with _alone(conn, where):
+            outcome = Outcome("cancelled", f"cancelled by {by} before it started", cancelled_by=by)
+            endings.finish(
+                conn, run, outcome, job=job, database=where.name, pid=None, daily=where.daily, hdbpp_stats=False
+            )
 
 
 def _end_orphan(conn: Connection, where: Scope, run: int, job: int, heartbeat: datetime) -> None:

@@ -424,14 +424,12 @@ def test_a_run_is_requested_and_cancelled(ask: Ask, dsn: str, job: int) -> None:
     ]
 
 
-def test_a_cancelled_slot_does_not_hold_its_schedule(ask: Ask, job: int) -> None:
-    """When the queued run of the schedule itself is cancelled, the next look plans the slot after it."""
+def test_a_cancelled_slot_of_the_schedule_is_left_to_the_look(ask: Ask, job: int) -> None:
+    """Of a queued run of the schedule itself the wish is noted; the look ends it, as it ends every other run."""
     ask("INSERT INTO headrace.job_run (job_id, scheduled_for, reason) VALUES (%s, 'tomorrow', 'schedule')", job)
     ask("UPDATE headrace.job_state SET live_run = (SELECT run_id FROM headrace.job_run), replan = false")
-    ask("SELECT headrace.cancel_run(run_id) FROM headrace.job_run")
-    assert ask(
-        "SELECT live_run, s.replan, s.last_slot = r.scheduled_for FROM headrace.job_state AS s, headrace.job_run AS r"
-    ) == [(None, True, True)]
+    assert ask("SELECT headrace.cancel_run(run_id) FROM headrace.job_run") == [("queued",)]
+    assert ask("SELECT state, cancel_requested_by FROM headrace.job_run") == [("queued", "headrace")]
 
 
 def test_a_backend_that_only_has_the_number_is_left_alone(ask: Ask, dsn: str, job: int) -> None:

@@ -436,3 +436,17 @@ def test_a_run_that_waits_too_long_for_a_lock_is_stopped(acc: Acc, here: Setting
         state, message = acc.history("state, message")[0]
         assert state == "timeout"
         assert f"lock held by backend {conn.info.backend_pid}" in message
+
+
+def test_a_slot_cancelled_in_sql_ends_like_any_other(acc: Acc, here: Settings) -> None:
+    """A queued slot cancelled in SQL: slots that passed are on record, followers know, the next slot is planned."""
+    parent = add(acc, "t_ok")
+    child = add(acc, "t_func", schedule_interval=None, after_job=parent)
+    look(here)
+    run = acc.ask("SELECT run_id FROM headrace.job_run WHERE job_id = %s", parent)[0][0]
+    acc.ask("SELECT headrace.cancel_run(%s)", run)
+    look(here)
+    assert acc.history("job_id, state, reason") == [(parent, "cancelled", "schedule"), (child, "skipped", "after")]
+    assert acc.ask("SELECT live_run, next_start > now() FROM headrace.job_state WHERE job_id = %s", parent) == [
+        (None, True)
+    ]
