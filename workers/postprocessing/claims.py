@@ -110,6 +110,7 @@ def _settle_dead(conn: Connection, where: Scope, message: RunJob, found: Queued)
         return False
     outcome = Outcome("lost", "its worker died, or lost its session, and left no outcome")
     assert found.other is not None
+    _begin_short(conn)
     settled = endings.finish(
         conn, found.other, outcome, job=message.job, database=where.name, pid=found.other_pid, daily=where.daily,
         hdbpp_stats=where.facts.has_hdbpp_stats,
@@ -133,8 +134,15 @@ def _refuse(conn: Connection, where: Scope, message: RunJob, found: Queued) -> N
 
 def close(conn: Connection, where: Scope, message: RunJob, outcome: Outcome) -> None:
     """End a run that never begins. Commits."""
+    _begin_short(conn)
     endings.finish(
         conn, message.job_run, outcome, job=message.job, database=where.name, pid=None, daily=where.daily,
         hdbpp_stats=False,
     )  # fmt: skip
     conn.commit()
+
+
+def _begin_short(conn: Connection) -> None:
+    """A new transaction that waits for a held row for two seconds only: then the message comes again."""
+    conn.rollback()
+    SQL["wait_little"].run(conn, {"milliseconds": "2000"})

@@ -77,10 +77,6 @@ def due(job: Job, state: State, now: datetime) -> Due:
         return Due(slot or state.next_start, state.reason, state.attempt, catch_up_until=state.catch_up_until)
     slots, dropped = _open_slots(job, state.slot, now)
     late = now - max(_opened(job, slots[0]), state.planned_at or slots[0])
-    if state.waits_for is not None:
-        # We held it back ourselves: that is not missing it.
-        why = f"held back by {state.waits_for}; the run of {slots[-1]:%Y-%m-%d %H:%M:%S} UTC makes up for it"
-        return Due(slots[-1], attempt=state.attempt, skipped=(*dropped, *slots[:-1]), why_skipped=why)
     expired: tuple[datetime, ...] = ()
     if job.start_deadline is not None:
         expired = tuple(slot for slot in slots if now - _opened(job, slot) > job.start_deadline)
@@ -88,6 +84,12 @@ def due(job: Job, state: State, now: datetime) -> Due:
     if not slots:
         skipped = (*dropped, *expired)
         return Due(None, skipped=skipped, why_skipped=_too_late(job), plan=_next(job, now, now), late=late)
+    if state.waits_for is not None:
+        # We held it back ourselves: that is not missing it.
+        why = f"held back by {state.waits_for}; the run of {slots[-1]:%Y-%m-%d %H:%M:%S} UTC makes up for it"
+        return Due(
+            slots[-1], attempt=state.attempt, skipped=tuple(sorted((*dropped, *expired, *slots[:-1]))), why_skipped=why
+        )
     found = _of_policy(job, state, slots, now, late)
     if not expired and not dropped:
         return found

@@ -450,3 +450,17 @@ def test_a_slot_cancelled_in_sql_ends_like_any_other(acc: Acc, here: Settings) -
     assert acc.ask("SELECT live_run, next_start > now() FROM headrace.job_state WHERE job_id = %s", parent) == [
         (None, True)
     ]
+
+
+def test_a_held_row_does_not_hold_a_worker(acc: Acc, here: Settings) -> None:
+    """A message whose run must not start, while somebody holds its job's row: it goes back, and settles it later."""
+    job = add(acc, "t_ok")
+    messages = look(here)
+    acc.ask("UPDATE headrace.job SET scheduled = false WHERE job_id = %s", job)
+    with open_psql(acc.dsn, "UPDATE headrace.job SET priority = 1 WHERE job_id = %s", job):
+        began = time.monotonic()
+        problems = execution.run_here(messages, here, timeout=timedelta(seconds=1))
+        assert time.monotonic() - began < 15
+        assert len(problems) == 1 and "lock" in problems[0]
+    execution.run_here(messages, here, timeout=timedelta(seconds=5))
+    assert acc.history("state") == [("skipped",)]

@@ -109,6 +109,24 @@ def test_a_slot_beyond_its_deadline_is_skipped() -> None:
     assert (found.run, found.skipped) == (at(120), (at(60),))
 
 
+def test_a_slot_that_was_held_back_is_on_time_until_its_deadline() -> None:
+    """Waiting for a group or a pause is not missing the slot, whatever `missed` says; start_deadline is the limit."""
+    held = waiting(60, waits_for="lock group g")
+    found = due(replace(JOB, missed="skip"), held, at(90))
+    assert (found.run, found.reason, found.skipped) == (at(60), "schedule", ())
+    found = due(replace(JOB, start_deadline=timedelta(minutes=20)), held, at(90))
+    assert (found.run, found.skipped) == (None, (at(60),))
+
+
+def test_slots_that_a_window_shuts_out_are_one_when_it_opens() -> None:
+    """Of the hourly slots of a day the newest one before the opening runs then; the others are on record."""
+    job = replace(JOB, run_window="22:00-23:00")
+    found = due(job, State(at(600), NOON, planned_at=NOON), at(600) + timedelta(seconds=1))
+    assert found.run == at(600)
+    assert found.skipped == tuple(at(60 * hour) for hour in range(10))
+    assert found.late < MINUTE
+
+
 def test_success_leads_to_the_next_slot_of_the_grid() -> None:
     """A run that starts late or takes long does not move the grid; slots it ran over are skipped."""
     found = after(JOB, waiting(0, last_slot=NOON), ended("succeeded", 10), jitter=0)
