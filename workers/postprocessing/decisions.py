@@ -84,7 +84,7 @@ def due(job: Job, state: State, now: datetime) -> Due:
     if not slots:
         skipped = (*dropped, *expired)
         return Due(None, skipped=skipped, why_skipped=_too_late(job), plan=_next(job, now, now), late=late)
-    if state.waits_for is not None:
+    if state.waits_for is not None and job.missed != "all":
         # We held it back ourselves: that is not missing it.
         why = f"held back by {state.waits_for}; the run of {slots[-1]:%Y-%m-%d %H:%M:%S} UTC makes up for it"
         return Due(
