@@ -101,6 +101,19 @@ def _admin(servers: Servers) -> Iterator[Any]:
         conn.close()
 
 
+def _drop(servers: Servers, name: str) -> None:
+    """Drop a database; an autovacuum worker, which only a superuser may end, is waited for."""
+    for attempt in range(100):
+        try:
+            with _admin(servers) as cursor:
+                cursor.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            return
+        except psycopg2.errors.InsufficientPrivilege:
+            if attempt == 99:
+                raise
+            time.sleep(0.1)
+
+
 @pytest.fixture
 def empty_dsn(servers: Servers) -> Iterator[str]:
     """A database with nothing in it."""
@@ -109,8 +122,7 @@ def empty_dsn(servers: Servers) -> Iterator[str]:
         cursor.execute(f"CREATE DATABASE {name}")
     yield servers.postgres.dsn(name)
     database.close_all()
-    with _admin(servers) as cursor:
-        cursor.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    _drop(servers, name)
 
 
 @contextmanager
@@ -122,8 +134,7 @@ def _clone(servers: Servers, template: str) -> Iterator[str]:
     database.close_all()
     store._ready.clear()
     scope._known.clear()
-    with _admin(servers) as cursor:
-        cursor.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    _drop(servers, name)
 
 
 @pytest.fixture

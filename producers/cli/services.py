@@ -79,6 +79,8 @@ def _workers(conf: Settings, logs: Path, control: Target) -> list[ChildSpec]:
             log_path=logs / f"{name}.log",
             env={"HEADRACE_WORKER__ROOMS": json.dumps(rooms), "HEADRACE_WORKER__TICKS": json.dumps(ticks)},
             hasten_signal=signal.SIGQUIT,
+            # Killed with its supervisor, which takes the servers along: what it has in hand is done again anyway.
+            death_signal=signal.SIGKILL,
             stop_timeout_seconds=60.0,
             health=partial(hosts.worker_is_up, control, conf.host, f"{name}@{conf.host}", began),
         )
