@@ -34,6 +34,7 @@ class Due:
     catch_up_until: datetime | None = None
     plan: Plan = field(default_factory=Plan)
     late: timedelta = timedelta(0)
+    made_up_for: int = 0  # slots that run one after the other, this one included
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ def first_plan(job: Job, state: State, now: datetime) -> Plan:
         slot = job.schedule.at if state.last_slot is None or job.schedule.at > state.last_slot else None
     else:
         slot = next_slot(job.schedule, max(now, state.last_slot or now), last_finish=state.last_finish)
+        if slot is not None and job.schedule.interval is not None and not job.schedule.fixed:
+            slot = max(slot, now)  # counted from its last finish, which may be long ago, or lead to a slot that is over
     plan = _plan(job, slot, not_before=now)
     if state.reason == "retry" and state.next_start and (not plan.next_start or state.next_start < plan.next_start):
         return _kept(state)
@@ -125,9 +128,14 @@ def _of_policy(job: Job, state: State, slots: list[datetime], now: datetime, lat
         return Due(None, skipped=tuple(slots), why_skipped=why, plan=_next(job, now, now), late=late)
     if job.missed == "all":
         kept = slots[-job.missed_cap :]
-        why = f"missed, and more than missed_cap = {job.missed_cap} slots were"
         return Due(
-            kept[0], "catch-up", skipped=tuple(slots[: -len(kept)]), why_skipped=why, catch_up_until=now, late=late
+            kept[0],
+            "catch-up",
+            skipped=tuple(slots[: -len(kept)]),
+            why_skipped=f"missed, and more than missed_cap = {job.missed_cap} slots were",
+            catch_up_until=now,
+            late=late,
+            made_up_for=len(kept),
         )
     why = f"missed; the run of {slots[-1]:%Y-%m-%d %H:%M:%S} UTC makes up for it"
     return Due(slots[-1], "catch-up", skipped=tuple(slots[:-1]), why_skipped=why, late=late)
@@ -183,7 +191,8 @@ def _still_due(job: Job, state: State, now: datetime) -> bool:
 
 def following(job: Job, state: State, now: datetime) -> Plan:
     """When a job is due again whose present slot has had its run already."""
-    return _next(job, max(now, state.slot or now), state.last_finish or now)
+    moment = max(now, state.slot or now)
+    return _next(job, moment, moment)  # a drifting job counts from now: its last finish leads to the slot that is taken
 
 
 def opening(job: Job, moment: datetime) -> datetime:

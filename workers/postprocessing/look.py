@@ -107,8 +107,8 @@ def settle_silent_runs(conn: Connection, where: Scope) -> None:
     for run, job, pid, silent_seconds, lives, heartbeat in rows:
         if not lives:
             with _alone(conn, where):
-                _lose(conn, where, run, job, pid)
-            log.warning("job.lost", database=where.name, job=job, job_run=run)
+                if _lose(conn, where, run, job, pid):
+                    log.warning("job.lost", database=where.name, job=job, job_run=run)
         elif silent_seconds > ORPHAN.total_seconds():
             _end_orphan(conn, where, run, job, heartbeat)
     for key in [key for key in _orphans if key[0] == where.target.dsn and key[1] not in {row[0] for row in rows}]:
@@ -143,9 +143,9 @@ def _end_orphan(conn: Connection, where: Scope, run: int, job: int, heartbeat: d
     log.warning("job.orphan", database=where.name, job=job, job_run=run, terminated=cancelled is not None)
 
 
-def _lose(conn: Connection, where: Scope, run: int, job: int, pid: int) -> None:
+def _lose(conn: Connection, where: Scope, run: int, job: int, pid: int) -> bool:
     message = "its worker died, or lost its session, and left no outcome"
-    endings.finish(
+    return endings.finish(
         conn, run, Outcome("lost", message), job=job, database=where.name, pid=pid, daily=where.daily,
         hdbpp_stats=where.facts.has_hdbpp_stats,
     )  # fmt: skip
@@ -254,7 +254,10 @@ def _queue(
         return False
     due = decisions.due(job, item.state, now)
     run = store.queue_slot(conn, item, due)
-    if (due.skipped and due.late > MISSED_ALERT) or (due.reason == "catch-up" and due.late > decisions.LATE):
+    # Said once per outage, not for each slot that is made up for, and not of a slot that has had its run.
+    is_new = item.state.catch_up_until is None and (run is not None or due.run is None)
+    is_late = due.late > (MISSED_ALERT if due.skipped else decisions.LATE)
+    if is_new and is_late and (due.skipped or due.reason == "catch-up"):
         _tell_of_missed(conn, where, item, due)
     if run is None:
         # No run for this moment: the rest was skipped, or the slot has had its run.
@@ -269,7 +272,11 @@ def _queue(
 
 def _tell_of_missed(conn: Connection, where: Scope, item: Listed, due: decisions.Due) -> None:
     count = len(due.skipped) + (due.run is not None)
+    if due.catch_up_until is not None:
+        count = len(due.skipped) + due.made_up_for
     then = f"it runs now, for {due.run:%Y-%m-%d %H:%M:%S} UTC" if due.run is not None else "none of them runs"
+    if due.made_up_for > 1:
+        then = f"{due.made_up_for} of them run now, one after the other"
     message = f"{count} slots were missed, the first {due.late.total_seconds():.0f} s ago; {then}"
     history = f"headrace postprocessing history {item.job.id} --database {where.name}"
     store.alert(conn, where.name, "missed", item.job.id, item.job.name, message=message, next=history)

@@ -146,8 +146,18 @@ class _Taken:
         self.is_marked = True
         if not owned:
             log.warning("run.not_ours", run=self.claim.run, state=outcome.state)
+            outcome = self._as_settled(outcome)
         self._log(outcome)
         return outcome
+
+    def _as_settled(self, outcome: Outcome) -> Outcome:
+        """How the run ended on record: somebody else has settled it, or our own commit got through after all."""
+        try:
+            with database.connection(self.where.target, purpose="postprocessing", autocommit=True) as conn:
+                row = SQL["run_state"].row(conn, {"run": self.claim.run})
+        except RetryLater:
+            return outcome
+        return Outcome(row[0], row[3]) if row is not None else outcome
 
     def give_back(self, reason: RetryLater) -> None:
         """Let the message come again, unless the call has begun: then the look settles the run."""

@@ -141,6 +141,17 @@ def test_a_drifting_schedule_counts_from_the_end() -> None:
     assert found.plan == Plan(at(85), at(85))
 
 
+def test_a_drifting_job_moves_on_from_a_slot_that_is_over() -> None:
+    """A slot that was cancelled, or lies in a long pause, is not planned again, and is nothing missed."""
+    job = replace(JOB, schedule=DRIFTING)
+    state = waiting(60, last_slot=at(60), last_finish=NOON)
+    assert following(job, state, at(61)) == Plan(at(121), at(121))
+    resumed = first_plan(job, state, at(600))
+    assert resumed == Plan(at(600), at(600))
+    found = due(replace(job, missed="skip"), State(at(600), at(600), planned_at=NOON), at(600))
+    assert (found.run, found.reason, found.late) == (at(600), "schedule", timedelta(0))
+
+
 def test_overlap_queue_runs_the_slot_that_passed() -> None:
     """overlap = queue: the last slot that passed during the run starts at once, the others are skipped."""
     job = replace(JOB, overlap="queue")
