@@ -233,7 +233,7 @@ RETURNING run_id
 UPDATE headrace.job_run r SET sent_at = clock_timestamp()
  WHERE r.run_id IN (
         SELECT q.run_id FROM headrace.job_run q
-         WHERE q.state = 'queued'
+         WHERE q.state = 'queued' AND q.cancel_requested_at IS NULL
            AND (q.sent_at IS NULL OR (%(resend)s AND q.sent_at < now() - %(older)s::interval))
            AND (q.reason <> 'back-fill' OR q.sent_at IS NOT NULL
                 OR q.run_id = (SELECT min(b.run_id) FROM headrace.job_run b

@@ -30,11 +30,12 @@ SQL = queries("postprocessing")
 
 CANDIDATES = 1000  # due jobs weighed at once; priority counts among them
 REPLANNED_AT_ONCE = 2000
-RESEND = timedelta(seconds=60)
+RESEND = timedelta(seconds=30)  # and the queue is empty: a message that was doubled finds its run taken
 SILENT = timedelta(seconds=20)  # two heartbeats: the backend is looked for
 ORPHAN = timedelta(seconds=45)  # four: a backend without a living worker is ended
 PATIENCE_SECONDS = 15.0
 HELD = timedelta(seconds=5)
+GROUP_HELD = timedelta(milliseconds=500)  # less than from look to look: none of a group misses its turn
 PUT_OFF = timedelta(minutes=10)  # a job that we cannot make sense of is tried again after this
 MISSED_ALERT = timedelta(seconds=10)
 _MIRROR_SECONDS = (1.0, 4.0)  # least and most between two mirrors of postprocessing_jobs
@@ -219,12 +220,12 @@ def _queue_due(conn: Connection, where: Scope, settings: Settings) -> None:
         if taken >= room:
             return
         by_id = {item.job.id: item for item in store.listed(conn, ids[start : start + 200], daily=where.daily)}
-        for job_id in ids[start : start + 200]:
+        # By the slot, not by when it was looked at last: whoever waits for a lock group keeps its place.
+        for item in sorted(by_id.values(), key=lambda one: (-one.priority, one.state.slot or now, one.job.id)):
             if taken >= room:
                 return
-            item = by_id.get(job_id)
-            if item is not None and item.state.next_start is not None and item.state.next_start <= now:
-                with _alone(conn, where, job_id):
+            if item.state.next_start is not None and item.state.next_start <= now:
+                with _alone(conn, where, item.job.id):
                     taken += _queue(conn, where, item, now, live, quiet)
 
 
@@ -246,7 +247,7 @@ def _queue(
         store.hold(conn, job.id, min(until or now + HELD, now + HELD), why)
         return False
     if live.group_is_full(job.lock_group):
-        store.hold(conn, job.id, now + timedelta(seconds=1), f"lock group {job.lock_group}")
+        store.hold(conn, job.id, now + GROUP_HELD, f"lock group {job.lock_group}")
         return False
     opens = decisions.opening(job, now)
     if opens > now:

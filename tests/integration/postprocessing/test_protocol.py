@@ -464,3 +464,15 @@ def test_a_held_row_does_not_hold_a_worker(acc: Acc, here: Settings) -> None:
         assert len(problems) == 1 and "lock" in problems[0]
     execution.run_here(messages, here, timeout=timedelta(seconds=5))
     assert acc.history("state") == [("skipped",)]
+
+
+def test_a_busy_job_does_not_starve_its_lock_group(acc: Acc, here: Settings) -> None:
+    """Of two jobs of one group the one whose slot is older has its turn, however often the other is due."""
+    busy = add(acc, "t_ok", lock_group="g", schedule_interval="0.1 s", overlap="queue")
+    patient = add(acc, "t_func", lock_group="g")
+    for _ in range(4):
+        execution.run_here(look(here), here, timeout=timedelta(seconds=5))
+        time.sleep(0.6)  # as long as a job is held for its group
+    jobs = [row[0] for row in acc.history("job_id") if row[0] == patient]
+    assert jobs == [patient]
+    assert busy
