@@ -118,6 +118,9 @@ def configure(pgdata: Path, *, port: int, socket_dir: Path, account: Account) ->
         "log_line_prefix": "%m [%p] %q%u@%d %a ",
         "password_encryption": "scram-sha-256",
     }
+    if (cluster_major(pgdata) or 0) >= 16:
+        # Iterations slow down the guessing of passwords that people choose; ours are random, and every connection pays.
+        settings["scram_iterations"] = "64"
     lines = [f"{name} = '{value.replace(chr(39), chr(39) * 2)}'" for name, value in settings.items()]
     path = pgdata / "headrace.conf"
     write_private(path, "\n".join([*lines, "include_if_exists = 'local.conf'", ""]), durable=False)
