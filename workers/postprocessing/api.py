@@ -15,9 +15,10 @@ from workers.hdbpp_file import databases_of
 from workers.messages import RunJob
 from workers.postprocessing import definitions, endings, export, interchange, scope, setup, store
 from workers.postprocessing.definitions import preview
-from workers.postprocessing.look import look, settle_silent_runs
+from workers.postprocessing.look import look
 from workers.postprocessing.schedule import Schedule, ScheduleError
 from workers.postprocessing.scope import Scope
+from workers.postprocessing.settling import settle_silent_runs
 from workers.postprocessing.setup import PROCEDURES, Step
 from workers.settings import Settings
 from workers.sql_files import queries

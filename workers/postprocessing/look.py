@@ -7,17 +7,15 @@ done. The messages go out after the commit; one that gets lost is sent again by 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 from workers import alerts, database, logs
 from workers.database import Connection
 from workers.errors import RetryLater
 from workers.messages import DeliverAlerts, Message, RunJob
-from workers.postprocessing import decisions, endings, scope, store
-from workers.postprocessing.endings import Outcome
+from workers.postprocessing import decisions, scope, settling, store
 from workers.postprocessing.jobs import Plan
+from workers.postprocessing.savepoints import alone
 from workers.postprocessing.schedule import ScheduleError
 from workers.postprocessing.scope import Scope
 from workers.postprocessing.store import Listed, Live
@@ -31,18 +29,12 @@ SQL = queries("postprocessing")
 CANDIDATES = 1000  # due jobs weighed at once; priority counts among them
 REPLANNED_AT_ONCE = 2000
 RESEND = timedelta(seconds=30)  # and the queue is empty: a message that was doubled finds its run taken
-SILENT = timedelta(seconds=20)  # two heartbeats: the backend is looked for
-ORPHAN = timedelta(seconds=45)  # four: a backend without a living worker is ended
-PATIENCE_SECONDS = 15.0
 HELD = timedelta(seconds=5)
 GROUP_HELD = timedelta(milliseconds=500)  # less than from look to look: none of a group misses its turn
-PUT_OFF = timedelta(minutes=10)  # a job that we cannot make sense of is tried again after this
 MISSED_ALERT = timedelta(seconds=10)
 _MIRROR_SECONDS = (1.0, 4.0)  # least and most between two mirrors of postprocessing_jobs
 _CHECK_SECONDS = 30.0
 
-# (database, run) -> heartbeat, since when this process has seen it stand still, when it cancelled the backend
-_orphans: dict[tuple[str, int], tuple[datetime | None, float, float | None]] = {}
 _mirror_due: dict[str, float] = {}
 _check_due: dict[str, float] = {}
 
@@ -62,10 +54,10 @@ def look(settings: Settings, name: str, *, resend: bool = True) -> list[Message]
         if not SQL["try_look"].value(conn, {"key": store.LOOK_KEY}):
             return []
         SQL["wait_little"].run(conn, {"milliseconds": "1000"})
-        with _alone(conn, where):
+        with alone(conn, where):
             _mirror(conn, where)
-        settle_silent_runs(conn, where)
-        _end_unwanted(conn, where)
+        settling.settle_silent_runs(conn, where)
+        settling.end_unwanted(conn, where)
         SQL["free_ended"].run(conn)
         _replan(conn, where)
         _queue_due(conn, where, settings)
@@ -74,7 +66,7 @@ def look(settings: Settings, name: str, *, resend: bool = True) -> list[Message]
             for run, job in store.unsent(conn, RESEND, settings.postprocessing.in_flight, resend=resend)
         ]
         if _is_time(_check_due, where.target, _CHECK_SECONDS):
-            with _alone(conn, where):
+            with alone(conn, where):
                 _tell_of_late_jobs(conn, where)
         if alerts.waiting(conn):
             messages.append(DeliverAlerts(database=name))
@@ -102,84 +94,6 @@ def _mirror(conn: Connection, where: Scope) -> None:
     _mirror_due[where.target.dsn] = began + min(most, max(least, 20 * took)) - 0.1
 
 
-def settle_silent_runs(conn: Connection, where: Scope) -> None:
-    """Mark runs as lost that have neither heartbeat nor backend; end backends that nobody watches any more."""
-    rows = SQL["silent_runs"].rows(conn, {"older": SILENT})
-    for run, job, pid, silent_seconds, lives, heartbeat in rows:
-        if not lives:
-            with _alone(conn, where):
-                if _lose(conn, where, run, job, pid):
-                    log.warning("job.lost", database=where.name, job=job, job_run=run)
-        elif silent_seconds > ORPHAN.total_seconds():
-            _end_orphan(conn, where, run, job, heartbeat)
-    for key in [key for key in _orphans if key[0] == where.target.dsn and key[1] not in {row[0] for row in rows}]:
-        del _orphans[key]
-
-
-def _end_unwanted(conn: Connection, where: Scope) -> None:
-    """End queued runs that somebody cancelled in SQL, with all that follows from an end."""
-    for run, job, by in SQL["unwanted"].rows(conn):
-        with _alone(conn, where):
-            outcome = Outcome("cancelled", f"cancelled by {by} before it started", cancelled_by=by)
-            endings.finish(
-                conn, run, outcome, job=job, database=where.name, pid=None, daily=where.daily, hdbpp_stats=False
-            )
-
-
-def _end_orphan(conn: Connection, where: Scope, run: int, job: int, heartbeat: datetime) -> None:
-    """Cancel a backend that nobody watches, later terminate it; only what this process has seen silent for a while.
-
-    After a frozen machine all runs look silent for a moment, until their watchdogs wake up, too.
-    """
-    key = (where.target.dsn, run)
-    last, since, cancelled = _orphans.get(key, (None, 0.0, None))
-    now = time.monotonic()
-    if last != heartbeat:
-        _orphans[key] = (heartbeat, now, None)
-        return
-    if now - since < PATIENCE_SECONDS or (cancelled is not None and now - cancelled < PATIENCE_SECONDS):
-        return
-    SQL["end_orphan"].run(conn, {"run": run, "terminate": cancelled is not None})
-    _orphans[key] = (heartbeat, since, cancelled if cancelled is not None else now)
-    log.warning("job.orphan", database=where.name, job=job, job_run=run, terminated=cancelled is not None)
-
-
-def _lose(conn: Connection, where: Scope, run: int, job: int, pid: int) -> bool:
-    message = "its worker died, or lost its session, and left no outcome"
-    return endings.finish(
-        conn, run, Outcome("lost", message), job=job, database=where.name, pid=pid, daily=where.daily,
-        hdbpp_stats=where.facts.has_hdbpp_stats,
-    )  # fmt: skip
-
-
-@contextmanager
-def _alone(conn: Connection, where: Scope, job: int | None = None, *, replanned: bool = False) -> Iterator[None]:
-    """What goes wrong with one job is undone and said, and costs no other job its look.
-
-    A row that somebody holds, and passing trouble of the server's, is left to the next look, with nothing written.
-    """
-    SQL["savepoint"].run(conn)
-    try:
-        yield
-    except RetryLater:
-        raise
-    except Exception as bug:
-        if conn.closed:
-            raise
-        SQL["undo_one"].run(conn)
-        if (database.sqlstate(bug) or "").startswith(endings.PASSING):
-            log.info("look.later", database=where.name, job=job, reason=database.first_line(bug))
-            return
-        log.exception("look.job", database=where.name, job=job)
-        problem = f"cannot be scheduled: {database.first_line(bug)}; please report this"
-        if job is not None and replanned:
-            store.set_plan(conn, job, Plan(), problem=problem)
-        elif job is not None:
-            store.hold(conn, job, store.now(conn) + PUT_OFF, problem)
-    else:
-        SQL["keep_one"].run(conn)
-
-
 def _replan(conn: Connection, where: Scope) -> None:
     ids = store.to_replan(conn, REPLANNED_AT_ONCE)
     if not ids:
@@ -193,7 +107,7 @@ def _replan(conn: Connection, where: Scope) -> None:
         if state.live_run is not None:
             SQL["planned_by_its_end"].run(conn, {"job": job.id})
             continue
-        with _alone(conn, where, job.id, replanned=True):
+        with alone(conn, where, job.id, replanned=True):
             try:
                 store.set_plan(conn, job.id, decisions.first_plan(job, state, now))
             except ScheduleError as problem:
@@ -225,7 +139,7 @@ def _queue_due(conn: Connection, where: Scope, settings: Settings) -> None:
             if taken >= room:
                 return
             if item.state.next_start is not None and item.state.next_start <= now:
-                with _alone(conn, where, item.job.id):
+                with alone(conn, where, item.job.id):
                     taken += _queue(conn, where, item, now, live, quiet)
 
 

@@ -301,7 +301,7 @@ def test_jobs_cannot_follow_each_other_in_a_ring(acc: Acc) -> None:
 
 def test_a_backend_is_ended_only_after_long_silence_that_was_watched(acc: Acc, here: Settings) -> None:
     """After a standstill every run looks silent: the first look ends none; a backend without a watch is ended later."""
-    from workers.postprocessing import look as module
+    from workers.postprocessing import settling as module
 
     job = add(acc, "t_sleep", '{"s": 60}')
     messages = look(here)
