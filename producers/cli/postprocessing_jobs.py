@@ -156,6 +156,11 @@ def list_(state: State, db: str | None) -> int:
         "ok",
     )
     state.table("Jobs", columns, shown)
+    for one in names:
+        for pause in api.status(conf, one).get("pauses", []):
+            what = "everything" if pause["job_id"] is None else f"job {pause['job_id']}"
+            until = f" until {pause['ends_at']:%Y-%m-%d %H:%M:%S} UTC" if pause["ends_at"] else ""
+            state.out(f"paused in {one}: {what}{until}, by {pause['made_by']}: {pause['reason'] or 'no reason given'}")
     return DONE
 
 

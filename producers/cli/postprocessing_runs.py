@@ -148,7 +148,8 @@ def resume(state: State, job: int | None, db: str | None) -> int:
     if state.json:
         state.emit({"database": chosen, "resumed": count})
     else:
-        state.out(f"{chosen}: {count} pauses taken back" if count else f"{chosen}: nothing was paused")
+        taken = "one pause" if count == 1 else f"{count} pauses"
+        state.out(f"{chosen}: {taken} taken back" if count else f"{chosen}: nothing was paused")
     return DONE if count else SOME_FAILED
 
 
