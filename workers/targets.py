@@ -97,9 +97,9 @@ def with_password(dsn: str, password_file: Path | None) -> str:
 def redacted(dsn: str) -> str:
     """The same string with every password replaced by dots: fit for logs, pages and messages."""
     hidden = re.sub(r"(?<=://)([^\s:/@?]*):\S*@", r"\1:•••@", dsn)
-    if "://" in hidden:
-        return re.sub(r"([?&]password=)[^&\s]*", r"\1•••", hidden)
-    return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'?|(?:\\.|[^\s\\])+)", r"\1•••", hidden)
+    hidden = re.sub(r"([?&]password=)[^&\s]*", r"\1•••", hidden)
+    # Hidden once is hidden: a second look must not take what stands behind it for more of the password.
+    return re.sub(r"((?<![?&])\bpassword\s*=\s*)(?!•••)('(?:[^'\\]|\\.)*'?|(?:\\.|[^\s\\])+)", r"\1•••", hidden)
 
 
 def _quoted(value: str) -> str:

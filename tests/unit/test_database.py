@@ -112,6 +112,8 @@ def test_an_error_is_described_without_its_passwords() -> None:
         ("host=db password=s3cret user=me", "host=db password=••• user=me"),
         ("host=db password = 's3 \\'cret' user=me", "host=db password = ••• user=me"),
         ("host=db port=5432", "host=db port=5432"),
+        ("no postgresql://me:s3cret@db/x, password=s3cret now", "no postgresql://me:•••@db/x, password=••• now"),
+        ("x (host=a password=•••): bad", "x (host=a password=•••): bad"),
     ],
 )
 def test_a_password_is_never_shown(dsn: str, shown: str) -> None:
