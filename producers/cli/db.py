@@ -110,7 +110,8 @@ def _report(state: State, problems: list[str]) -> None:
 
 
 def _schemas(conf: Settings) -> list[tuple[Target, str]]:
-    return [(conf.target(), migrations.FOUNDATION), (conf.target(conf.telemetry.database), "telemetry")]
+    ours = [(conf.target(), migrations.FOUNDATION), (conf.target(conf.telemetry.database), "telemetry")]
+    return ours + [(conf.target(name), room) for name in jobs.names(conf) for room in jobs.migrations_of(conf, name)]
 
 
 def _targets(conf: Settings, problems: list[str]) -> Iterator[Target]:

@@ -48,6 +48,14 @@ def is_set_up(settings: Settings, name: str) -> bool:
     return facts.is_set_up or facts.has_hdbpp
 
 
+def migrations_of(settings: Settings, name: str) -> tuple[str, ...]:
+    """The sets of migrations that a database has, so that a new version can bring them up to date."""
+    facts = scope.read(settings, name)
+    if not facts.is_set_up or facts.is_read_only:
+        return ()
+    return (*scope.ROOMS, setup.FACADE) if facts.has_facade else scope.ROOMS
+
+
 def check_name(settings: Settings, name: str) -> str:
     """The name, if it is one of a database with jobs. Raises PermanentFailure otherwise."""
     known = scope.names(settings)

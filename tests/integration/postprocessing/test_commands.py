@@ -278,3 +278,18 @@ def _connection(dsn: str) -> dict[str, object]:
     from tests.integration.postprocessing.conftest import connection_of
 
     return connection_of(dsn)
+
+
+def test_db_status_shows_what_a_database_with_jobs_has(acc: Acc, empty_dsn: str) -> None:
+    """`headrace db status` lists tables and façade of the databases that were set up, and leaves others alone."""
+    found = {
+        row["name"]: row["state"] for row in json.loads(acc.site.run("db", "status", "--json").stdout)["migrations"]
+    }
+    assert found["0003_postprocessing.sql"] == found["0004_alerts.sql"] == found["0005_facade.sql"] == "applied"
+    there = {"HEADRACE_CONTROL__DSN": empty_dsn}
+    assert acc.site.run("db", "migrate", timeout=60, **there).returncode == 0
+    names = [
+        row["name"]
+        for row in json.loads(acc.site.run("db", "status", "--json", timeout=60, **there).stdout)["migrations"]
+    ]
+    assert names == ["0001_foundation.sql", "0002_telemetry.sql"]
