@@ -151,7 +151,7 @@ def _plan_after(conn: Connection, item: Listed, row: dict[str, Any], outcome: Ou
     facts = {"job": job.id, "failures": then.consecutive_failures, "replan": is_wrong}
     SQL["plan_after"].run(conn, facts | store.plan_columns(then.plan))
     if then.skipped:
-        why = f"the run of {ended.slot:%Y-%m-%d %H:%M:%S} UTC was still going, or about to be tried again"
+        why = f"the run of {ended.slot:%Y-%m-%d %H:%M:%S} UTC waited, was still going or was to be tried again"
         store.skip(conn, job, then.skipped, why)
     if then.disable or then.over:
         SQL["disable_job"].run(conn, {"job": job.id})
