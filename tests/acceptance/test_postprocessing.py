@@ -196,7 +196,7 @@ def test_max_runtime_ends_a_run(live: Live) -> None:
     job = live.add("t_sleep", config='{"s": 60}', max_runtime="2 s", max_retries=0)
     live.until_states(job, ["timeout"])
     assert live.tags(job) == ["start"]
-    assert live.runs(job, "sqlstate, finished_at - started_at < interval '5 s'") == [("57014", True)]
+    assert live.runs(job, "sqlstate, finished_at - started_at < interval '10 s'") == [("57014", True)]
     assert (
         live.ask("SELECT 1 FROM pg_stat_activity WHERE application_name LIKE %s AND state = 'active'", f"%job={job} %")
         == []
@@ -292,7 +292,7 @@ def test_overlap_queue_makes_up_for_the_slot_that_passed(live: Live) -> None:
         row for row in live.runs(job, "scheduled_for, started_at, finished_at, state") if row[3] == "succeeded"
     ][:2]
     assert second[0] - first[0] == timedelta(seconds=3)
-    assert (second[1] - first[2]).total_seconds() < 2.5
+    assert (second[1] - first[2]).total_seconds() < 5
 
 
 def test_a_one_shot_runs_once(live: Live) -> None:

