@@ -15,6 +15,20 @@ import psutil
 from workers.services.postgres import PostgresServer
 
 
+def family_cpu(pid: int) -> float:
+    """CPU seconds so far of a process, of all below it, and of those that it has reaped."""
+    process = psutil.Process(pid)
+    own = process.cpu_times()
+    total: float = own.user + own.system + own.children_user + own.children_system
+    for child in process.children(recursive=True):
+        try:
+            times = child.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
 @contextmanager
 def private_postgres() -> Iterator[PostgresServer]:
     """An embedded server in a temporary folder, with its default configuration."""
@@ -52,16 +66,7 @@ class Meter:
         """CPU of the postmaster, its children, and those that it has reaped."""
         if self.pid is None:
             return 0.0
-        postmaster = psutil.Process(self.pid)
-        own = postmaster.cpu_times()
-        total = own.user + own.system + own.children_user + own.children_system
-        for child in postmaster.children(recursive=True):
-            try:
-                times = child.cpu_times()
-            except psutil.NoSuchProcess:
-                continue
-            total += times.user + times.system
-        return total
+        return family_cpu(self.pid)
 
 
 def peak_rss_bytes() -> int:

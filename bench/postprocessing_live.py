@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import psycopg2
+from measure import family_cpu
 from psycopg2.extensions import connection as Connection  # noqa: N812
 from psycopg2.extensions import parse_dsn
 
@@ -298,17 +298,3 @@ def idle() -> list[Row]:
         spent = {part: (family_cpu(pid) - before[part]) / minutes for part, pid in parts.items()}
     rows: list[Row] = [("CPU seconds a minute", f"{sum(spent.values()):.2f}", f"{sum(spent.values()) / 60:.1%}", "")]
     return rows + [(f"  {part}", f"{used:.2f}", f"{used / 60:.1%}", "") for part, used in spent.items()]
-
-
-def family_cpu(pid: int) -> float:
-    """CPU seconds so far of a process, of all below it, and of those that it has reaped."""
-    process = psutil.Process(pid)
-    own = process.cpu_times()
-    total: float = own.user + own.system + own.children_user + own.children_system
-    for child in process.children(recursive=True):
-        try:
-            times = child.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total

@@ -78,7 +78,8 @@ def setup(
             for step in steps:
                 state.out(f"-- {chosen}: {step.what}\n{step.statement.strip().rstrip(';')};\n")
         else:
-            state.out(f"{chosen}: {', '.join(step.what for step in steps) or 'all there'}")
+            made = dict.fromkeys(step.what for step in steps)
+            state.out(f"{chosen}: {', '.join(made) or 'all there'}")
     if state.json:
         state.emit({"databases": done})
     return (UNREACHABLE if not done else SOME_FAILED) if failed else DONE

@@ -36,8 +36,9 @@ GRANT USAGE ON SCHEMA headrace TO {role}
 
 -- name: grant_facade
 -- Let a role manage jobs of its own.
--- slots: routine, role
-GRANT EXECUTE ON ROUTINE {routine} TO {role}
+-- slots: role
+GRANT EXECUTE ON ROUTINE headrace.add_job, headrace.alter_job, headrace.delete_job, headrace.run_job, headrace.start_job,
+    headrace.cancel_run TO {role}
 
 -- name: grant_orders
 -- Let a role place orders at the façade's counter.
@@ -46,7 +47,8 @@ GRANT SELECT, INSERT ON headrace.job_order TO {role}
 
 -- name: may_become
 -- Whether this login may run procedures as that role.
-SELECT pg_has_role(current_user, %(role)s, 'MEMBER')
+SELECT pg_has_role(current_user, %(role)s,
+                   CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END)
 
 -- name: grant_role
 -- Let this login run procedures as that role.
@@ -57,14 +59,6 @@ GRANT {role} TO CURRENT_USER
 -- Let a role read what jobs there are and how they went.
 -- slots: role
 GRANT SELECT ON headrace.jobs, headrace.job_stats, headrace.job_errors, headrace.job_history TO {role}
-
--- name: facade_routines
--- The routines of the façade that other roles may be allowed to call.
-SELECT p.oid::regprocedure::text
-  FROM pg_catalog.pg_proc p
- WHERE p.pronamespace = 'headrace'::regnamespace
-   AND p.proname IN ('add_job', 'alter_job', 'delete_job', 'run_job', 'start_job', 'cancel_run')
- ORDER BY 1
 
 -- name: try_look
 -- One look at a database at a time; whoever comes second has nothing to do.
@@ -113,14 +107,14 @@ SELECT s.job_id
 -- name: job_rows
 -- Definition and state of some jobs, whose states are locked already: a read in the locking statement could be stale.
 SELECT j.job_id, j.origin, j.name, j.scheduled AND j.gone_at IS NULL AS scheduled, j.cron, j.run_at, j.after_job,
-       j.fixed_schedule, j.timezone, j.initial_start, j.run_window, j.after_failure, j.max_retries, j.retry_period,
-       j.on_lost, j.missed, j.missed_cap, j.start_deadline, j.overlap, j.lock_group, j.alert_after, j.created_at,
+       j.fixed_schedule, j.timezone, j.initial_start, j.run_window, j.max_retries, j.retry_period,
+       j.on_lost, j.missed, j.missed_cap, j.start_deadline, j.overlap, j.lock_group, j.created_at,
        (extract(year FROM j.schedule_interval)::int * 12 + extract(month FROM j.schedule_interval)::int) AS interval_months,
        extract(day FROM j.schedule_interval)::int AS interval_days,
        (extract(hour FROM j.schedule_interval)::bigint * 3600000000 + extract(minute FROM j.schedule_interval)::bigint * 60000000
         + extract(microseconds FROM j.schedule_interval)::bigint) AS interval_microseconds,
        s.next_start, s.slot, s.reason, s.attempt, s.live_run, s.catch_up_until, s.planned_at, s.last_slot, s.last_finish,
-       s.consecutive_failures, s.replan, s.waits_for, s.priority
+       s.consecutive_failures, s.waits_for, s.priority
   FROM headrace.job j
   JOIN headrace.job_state s USING (job_id)
  WHERE j.job_id = ANY(%(ids)s)
@@ -168,7 +162,7 @@ SELECT job_id, next_start, priority
 
 -- name: live_counts
 -- Queued and running runs of this database, and per lock group.
-SELECT coalesce(lock_group, '') AS lock_group, count(*) AS live, count(*) FILTER (WHERE state = 'running') AS running
+SELECT coalesce(lock_group, '') AS lock_group, count(*) AS live
   FROM headrace.job_run
  WHERE state IN ('queued', 'running') AND (state = 'running' OR sent_at IS NOT NULL)
  GROUP BY 1
@@ -254,8 +248,8 @@ SELECT r.run_id, r.job_id, r.backend_pid, extract(epoch FROM now() - r.heartbeat
  WHERE r.state = 'running' AND r.heartbeat < now() - %(older)s::interval
  ORDER BY r.run_id
 
--- name: try_job_lock
--- The lock of one job, held by the session that runs it.
+-- name: try_place
+-- One of the places for runs of all databases together.
 SELECT pg_try_advisory_lock(%(key)s)
 
 -- name: job_lock_holder
@@ -276,11 +270,8 @@ UPDATE headrace.job_run
    AND cancel_requested_at IS NULL
 
 -- name: run_state
--- Where a run stands, and which other run of its job is running.
-SELECT r.state, r.job_id, r.reason, r.message, o.run_id, o.backend_pid, o.backend_start
-  FROM headrace.job_run r
-  LEFT JOIN headrace.job_run o ON o.job_id = r.job_id AND o.state = 'running' AND o.run_id <> r.run_id
- WHERE r.run_id = %(run)s
+-- Where a run stands.
+SELECT state, message FROM headrace.job_run WHERE run_id = %(run)s
 
 -- name: group_is_full
 -- Whether as many runs of a lock group are running as may; asked under the group's lock.

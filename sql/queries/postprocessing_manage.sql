@@ -60,7 +60,8 @@ UPDATE headrace.job_state s SET next_start = %(at)s, slot = %(at)s, reason = 'sc
 -- name: may_execute
 -- Whether a role, or this login, may execute a routine, and whether this login may become that role.
 SELECT has_function_privilege(coalesce(%(role)s, current_user), %(oid)s::bigint::oid, 'EXECUTE'),
-       pg_has_role(current_user, coalesce(%(role)s, current_user), 'MEMBER')
+       pg_has_role(current_user, coalesce(%(role)s, current_user),
+                   CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END)
 
 -- name: role_exists
 -- Whether there is such a role.

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from producers.cli import cli
+from workers.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -58,3 +60,9 @@ def test_the_settings_in_the_readme_are_settings(tmp_path: Path) -> None:
     path.write_text(text)
     loaded = settings.load(path)
     assert loaded.host == "aoc" and loaded.control.dsn is not None and loaded.broker.url is not None
+
+
+@pytest.mark.parametrize("block", re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
+def test_every_settings_example_loads(block: str) -> None:
+    """What the README shows as settings is understood as it stands."""
+    assert Settings(**yaml.safe_load(block)).model_dump(exclude_unset=True)

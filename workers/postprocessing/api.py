@@ -114,10 +114,7 @@ def give_up(settings: Settings, message: RunJob) -> None:
     """End a run that was asked for here and did not begin here: no worker is to start it behind the person's back."""
     with _opened(settings, message.database, autocommit=False) as (conn, where):
         outcome = endings.Outcome("cancelled", "the command that asked for it gave up before it began")
-        endings.finish(
-            conn, message.job_run, outcome, job=message.job, database=where.name, pid=None, daily=where.daily,
-            hdbpp_stats=False,
-        )  # fmt: skip
+        endings.finish(conn, where, message.job_run, outcome, job=message.job, pid=None)
         conn.commit()
 
 
@@ -187,9 +184,7 @@ def cancel(settings: Settings, name: str, *, run: int | None = None, job: int | 
             ended.append(row[0])
             if row[2] == "queued":
                 outcome = endings.Outcome("cancelled", f"cancelled by {by} before it started", cancelled_by=by)
-                endings.finish(
-                    conn, row[0], outcome, job=row[1], database=name, pid=None, daily=where.daily, hdbpp_stats=False
-                )
+                endings.finish(conn, where, row[0], outcome, job=row[1], pid=None)
             else:
                 SQL["cancel_backend"].run(conn, {"pid": row[3], "start": row[4]})
         conn.commit()

@@ -125,21 +125,15 @@ def set_role(conn: Connection, role: str) -> None:
     SQL["set_role"].with_slots(role=sql.Identifier(role)).run(conn)
 
 
-def grants(role: str, routines: list[str]) -> list[Query]:
-    """The statements that let a role use the façade: schema, routines, views."""
+def grants(conn: Connection, role: str) -> list[str]:
+    """The statements that let a role manage jobs of its own, and this login run them as that role."""
     name = sql.Identifier(role)
-    return [
-        SQL["grant_schema"].with_slots(role=name),
-        SQL["grant_orders"].with_slots(role=name),
-        *(SQL["grant_facade"].with_slots(routine=sql.SQL(routine), role=name) for routine in routines),
-        SQL["grant_views"].with_slots(role=name),
+    wanted = [
+        SQL[query].with_slots(role=name) for query in ("grant_schema", "grant_orders", "grant_facade", "grant_views")
     ]
-
-
-def grant_membership(conn: Connection, role: str) -> None:
-    """Let this login run procedures as that role, if it may not yet."""
     if not SQL["may_become"].value(conn, {"role": role}):
-        SQL["grant_role"].with_slots(role=sql.Identifier(role)).run(conn)
+        wanted.append(SQL["grant_role"].with_slots(role=name))
+    return [query.composed.as_string(conn) for query in wanted if query.composed is not None]
 
 
 def insert(conn: Connection, columns: dict[str, Any]) -> int:

@@ -108,13 +108,9 @@ def _settle_dead(conn: Connection, where: Scope, message: RunJob, found: Queued)
     """Mark as lost the run that keeps this one out, if its backend is gone; we hold the job's lock meanwhile."""
     if SQL["backend_lives"].value(conn, {"pid": found.other_pid, "start": found.other_start}):
         return False
-    outcome = Outcome("lost", "its worker died, or lost its session, and left no outcome")
     assert found.other is not None
     _begin_short(conn)
-    settled = endings.finish(
-        conn, found.other, outcome, job=message.job, database=where.name, pid=found.other_pid, daily=where.daily,
-        hdbpp_stats=where.facts.has_hdbpp_stats,
-    )  # fmt: skip
+    settled = endings.lose(conn, where, found.other, job=message.job, pid=found.other_pid)
     conn.commit()
     return settled
 
@@ -137,10 +133,7 @@ def _refuse(conn: Connection, where: Scope, message: RunJob, found: Queued) -> N
 def close(conn: Connection, where: Scope, message: RunJob, outcome: Outcome) -> None:
     """End a run that never begins. Commits."""
     _begin_short(conn)
-    endings.finish(
-        conn, message.job_run, outcome, job=message.job, database=where.name, pid=None, daily=where.daily,
-        hdbpp_stats=False,
-    )  # fmt: skip
+    endings.finish(conn, where, message.job_run, outcome, job=message.job, pid=None)
     conn.commit()
 
 

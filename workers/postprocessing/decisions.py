@@ -58,7 +58,7 @@ def first_plan(job: Job, state: State, now: datetime) -> Plan:
     if state.reason in ("retry", "catch-up") and state.next_start and job.schedule.at is not None:
         return _kept(state)
     if _still_due(job, state, now):
-        return _plan(job, state.slot, not_before=now)
+        return _plan(job, state.slot)
     if state.planned_at is None or (state.last_slot is None and job.schedule.interval is not None):
         slot = first_slot(job.schedule, now=now)
     elif job.schedule.at is not None:
@@ -67,7 +67,7 @@ def first_plan(job: Job, state: State, now: datetime) -> Plan:
         slot = next_slot(job.schedule, max(now, state.last_slot or now), last_finish=state.last_finish)
         if slot is not None and job.schedule.interval is not None and not job.schedule.fixed:
             slot = max(slot, now)  # counted from its last finish, which may be long ago, or lead to a slot that is over
-    plan = _plan(job, slot, not_before=now)
+    plan = _plan(job, slot)
     if state.reason == "retry" and state.next_start and (not plan.next_start or state.next_start < plan.next_start):
         return _kept(state)
     return plan
@@ -227,10 +227,10 @@ def _still_missed(job: Job, state: State, last: datetime, now: datetime) -> Plan
 def _next(job: Job, moment: datetime, finish: datetime) -> Plan:
     if job.schedule is None or job.schedule.at is not None:
         return Plan()
-    return _plan(job, next_slot(job.schedule, moment, last_finish=finish), not_before=moment)
+    return _plan(job, next_slot(job.schedule, moment, last_finish=finish))
 
 
-def _plan(job: Job, slot: datetime | None, *, not_before: datetime) -> Plan:
+def _plan(job: Job, slot: datetime | None) -> Plan:
     if slot is None:
         return Plan()
     return Plan(_opened(job, slot), slot)

@@ -18,7 +18,8 @@ from workers import logs
 from workers.database import Connection, DatabaseError, first_line, sqlstate
 from workers.postprocessing import decisions, store
 from workers.postprocessing.jobs import ENDED_BADLY, ORIGIN_HDBPP, Ended, Job, Plan
-from workers.postprocessing.schedule import Schedule, ScheduleError
+from workers.postprocessing.schedule import ScheduleError
+from workers.postprocessing.scope import Scope
 from workers.postprocessing.store import Listed
 from workers.sql_files import queries
 
@@ -52,24 +53,14 @@ def with_inner(outcome: Outcome, inner_transactions: int | None) -> Outcome:
     return replace(outcome, inner_transactions=inner_transactions)
 
 
-def finish(
-    conn: Connection,
-    run: int,
-    outcome: Outcome,
-    *,
-    job: int,
-    database: str,
-    pid: int | None,
-    daily: Schedule,
-    hdbpp_stats: bool,
-) -> bool:
+def finish(conn: Connection, where: Scope, run: int, outcome: Outcome, *, job: int, pid: int | None) -> bool:
     """Mark a run and everything that follows from its end; False if this backend does not own it any more.
 
     With `pid` None the run must be queued, else running under that backend. One transaction holds the mark, the next
     due time, the counters, the jobs that follow and the alerts, so that no end is half recorded.
     """
     # The job's row first: whoever holds it keeps this transaction waiting before it holds the run's.
-    item = store.locked(conn, job, daily=daily)
+    item = store.locked(conn, job, daily=where.daily)
     row = _mark(conn, run, outcome, pid)
     if row is None:
         return False
@@ -86,13 +77,19 @@ def finish(
     }
     if outcome.state in ("succeeded", "cancelled", *ENDED_BADLY) and row["started_at"] is not None:
         SQL["count_run"].run(conn, counts)
-        if item.job.origin == ORIGIN_HDBPP and hdbpp_stats:
+        if item.job.origin == ORIGIN_HDBPP and where.facts.has_hdbpp_stats:
             _count_as_hdbpp(conn, counts)
     if item.state.live_run == run:
-        _plan_after(conn, item, row, outcome, database)
+        _plan_after(conn, item, row, outcome, where.name)
     if outcome.state == "succeeded":
-        _warn_if_slow(conn, item.job, row, run, database)
+        _warn_if_slow(conn, item.job, row, run, where.name)
     return True
+
+
+def lose(conn: Connection, where: Scope, run: int, *, job: int, pid: int | None) -> bool:
+    """Mark a run whose backend is gone; False if somebody else has settled it meanwhile."""
+    message = "its worker died, or lost its session, and left no outcome"
+    return finish(conn, where, run, Outcome("lost", message), job=job, pid=pid)
 
 
 def _count_as_hdbpp(conn: Connection, counts: dict[str, Any]) -> None:

@@ -22,7 +22,6 @@ class Job:
     scheduled: bool
     schedule: Schedule | None
     after_job: int | None = None
-    after_failure: str = "stop"
     run_window: str | None = None
     max_retries: int = -1
     retry_period: timedelta = timedelta(minutes=5)
@@ -32,7 +31,6 @@ class Job:
     start_deadline: timedelta | None = None
     overlap: str = "skip"
     lock_group: str | None = None
-    alert_after: timedelta | None = None
 
     @property
     def zone(self) -> str | None:
@@ -54,7 +52,6 @@ class State:
     last_slot: datetime | None = None
     last_finish: datetime | None = None
     consecutive_failures: int = 0
-    replan: bool = False
     waits_for: str | None = None
 
 
@@ -93,7 +90,6 @@ def job_from_row(row: dict[str, Any], *, daily: Schedule) -> Job:
         scheduled=row["scheduled"],
         schedule=schedule,
         after_job=row["after_job"],
-        after_failure=row["after_failure"],
         run_window=row["run_window"],
         max_retries=row["max_retries"],
         retry_period=row["retry_period"],
@@ -103,7 +99,6 @@ def job_from_row(row: dict[str, Any], *, daily: Schedule) -> Job:
         start_deadline=row["start_deadline"],
         overlap=row["overlap"],
         lock_group=row["lock_group"],
-        alert_after=row["alert_after"],
     )
 
 

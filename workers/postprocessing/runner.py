@@ -157,7 +157,7 @@ class _Taken:
                 row = SQL["run_state"].row(conn, {"run": self.claim.run})
         except RetryLater:
             return outcome
-        return Outcome(row[0], row[3]) if row is not None else outcome
+        return Outcome(row[0], row[1]) if row is not None else outcome
 
     def give_back(self, reason: RetryLater) -> None:
         """Let the message come again, unless the call has begun: then the look settles the run."""
@@ -174,10 +174,7 @@ class _Taken:
             log.warning("run.not_unclaimed", run=self.claim.run, reason=str(error))  # the look finds it silent
 
     def _mark(self, conn: Connection, outcome: Outcome) -> bool:
-        return endings.finish(
-            conn, self.claim.run, outcome, job=self.claim.job, database=self.where.name, pid=self.claim.pid,
-            daily=self.where.daily, hdbpp_stats=self.where.facts.has_hdbpp_stats,
-        )  # fmt: skip
+        return endings.finish(conn, self.where, self.claim.run, outcome, job=self.claim.job, pid=self.claim.pid)
 
     def _note(self, conn: Connection, call: Call, routine: Routine, control_run: int) -> None:
         facts = {
@@ -248,7 +245,7 @@ def _place(settings: Settings) -> Iterator[None]:
     conn = database.connect(settings.target(), purpose="postprocessing place", autocommit=True)
     try:
         for place in range(most):
-            if SQL["try_job_lock"].value(conn, {"key": store.LOOK_KEY - 1 - place}):
+            if SQL["try_place"].value(conn, {"key": store.LOOK_KEY - 1 - place}):
                 yield
                 return
         raise RetryLater(f"max_running_total = {most} runs are under way", after=timedelta(seconds=1))

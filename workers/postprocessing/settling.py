@@ -30,7 +30,7 @@ def settle_silent_runs(conn: Connection, where: Scope) -> None:
     for run, job, pid, silent_seconds, lives, heartbeat in rows:
         if not lives:
             with alone(conn, where):
-                if _lose(conn, where, run, job, pid):
+                if endings.lose(conn, where, run, job=job, pid=pid):
                     log.warning("job.lost", database=where.name, job=job, job_run=run)
         elif silent_seconds > ORPHAN.total_seconds():
             _end_orphan(conn, where, run, job, heartbeat)
@@ -43,9 +43,7 @@ def end_unwanted(conn: Connection, where: Scope) -> None:
     for run, job, by in SQL["unwanted"].rows(conn):
         with alone(conn, where):
             outcome = Outcome("cancelled", f"cancelled by {by} before it started", cancelled_by=by)
-            endings.finish(
-                conn, run, outcome, job=job, database=where.name, pid=None, daily=where.daily, hdbpp_stats=False
-            )
+            endings.finish(conn, where, run, outcome, job=job, pid=None)
 
 
 def _end_orphan(conn: Connection, where: Scope, run: int, job: int, heartbeat: datetime) -> None:
@@ -64,11 +62,3 @@ def _end_orphan(conn: Connection, where: Scope, run: int, job: int, heartbeat: d
     SQL["end_orphan"].run(conn, {"run": run, "terminate": cancelled is not None})
     _orphans[key] = (heartbeat, since, cancelled if cancelled is not None else now)
     log.warning("job.orphan", database=where.name, job=job, job_run=run, terminated=cancelled is not None)
-
-
-def _lose(conn: Connection, where: Scope, run: int, job: int, pid: int) -> bool:
-    message = "its worker died, or lost its session, and left no outcome"
-    return endings.finish(
-        conn, run, Outcome("lost", message), job=job, database=where.name, pid=pid, daily=where.daily,
-        hdbpp_stats=where.facts.has_hdbpp_stats,
-    )  # fmt: skip

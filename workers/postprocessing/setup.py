@@ -22,17 +22,18 @@ PROCEDURES = ("hdbpp_ttl", "hdbpp_reorder_chunks")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that is missing, in words and as a statement."""
+    """One thing that is missing, in words and as the statement that makes it; migrations go through their ledger."""
 
     what: str
     statement: str
+    is_migration: bool = False
 
 
 def plan(conn: Connection, *, facade: bool, hdbpp: bool, procedures: Sequence[str], grant: str | None) -> list[Step]:
     """What is missing here, in the order in which it is made; nothing is changed."""
     facts = store.facts(conn)
     rooms = (*scope.ROOMS, FACADE) if facade else scope.ROOMS
-    steps = [Step(m.name, m.text) for room in rooms for m in migrations.status(conn, room)[1]]
+    steps = [Step(m.name, m.text, True) for room in rooms for m in migrations.status(conn, room)[1]]
     if hdbpp and not facts.has_hdbpp:
         steps.append(Step("table public.postprocessing_jobs", SQL["create_hdbpp_jobs"].text))
     if hdbpp and not facts.has_hdbpp_stats:
@@ -42,7 +43,7 @@ def plan(conn: Connection, *, facade: bool, hdbpp: bool, procedures: Sequence[st
             raise PermanentFailure(f"there is no ready-made procedure {name!r}; there are {', '.join(PROCEDURES)}")
         steps.append(Step(f"procedure headrace.{name}", procedure_text(name)))
     if grant is not None:
-        steps.append(Step(f"grants to {grant}", f"-- schema headrace, its façade and its views for {grant}"))
+        steps += [Step(f"grants to {grant}", text) for text in catalog.grants(conn, grant)]
     return steps
 
 
@@ -74,7 +75,10 @@ def run(
             return steps
         scope.ensure(conn, target, (*scope.ROOMS, FACADE) if facade else scope.ROOMS)
         try:
-            _make(conn, hdbpp=hdbpp, procedures=procedures, grant=grant)
+            with conn.cursor() as cursor:
+                for step in steps:
+                    if not step.is_migration:
+                        cursor.execute(step.statement)
         except database.DatabaseError as error:
             conn.rollback()
             if database.sqlstate(error) != "42501":
@@ -86,18 +90,3 @@ def run(
         conn.commit()
     scope.forget(target)
     return steps
-
-
-def _make(conn: Connection, *, hdbpp: bool, procedures: Sequence[str], grant: str | None) -> None:
-    facts = store.facts(conn)
-    if hdbpp and not (facts.has_hdbpp and facts.has_hdbpp_stats):
-        SQL["create_hdbpp_jobs"].run(conn)
-        SQL["create_hdbpp_stats"].run(conn)
-    for name in procedures:
-        with conn.cursor() as cursor:
-            cursor.execute(procedure_text(name))
-    if grant is not None:
-        routines = [row[0] for row in SQL["facade_routines"].rows(conn)]
-        for query in catalog.grants(grant, routines):
-            query.run(conn)
-        catalog.grant_membership(conn, grant)

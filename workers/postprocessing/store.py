@@ -10,14 +10,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from workers import alerts, logs
+from workers import alerts
 from workers.database import Connection
 from workers.postprocessing import decisions
 from workers.postprocessing.jobs import Job, Plan, State, job_from_row, state_from_row
 from workers.postprocessing.schedule import Schedule
 from workers.sql_files import queries
 
-log = logs.get(__name__)
 SQL = queries("postprocessing")
 
 ROOM = "postprocessing"
@@ -115,7 +114,7 @@ def set_plan(conn: Connection, job_id: int, plan: Plan, *, problem: str | None =
 def live(conn: Connection) -> Live:
     """What is queued or running, and the limits of the lock groups."""
     found = Live(limits=dict(SQL["group_limits"].rows(conn)))
-    for group, count, _running in SQL["live_counts"].rows(conn):
+    for group, count in SQL["live_counts"].rows(conn):
         found.total += count
         if group:
             found.groups[group] = count

@@ -81,21 +81,6 @@ def opens_at(windows: Windows, zone: str | None, moment: datetime) -> datetime:
     return min(begin for begin, _end in spans if begin > moment)
 
 
-def closes_at(windows: Windows, zone: str | None, moment: datetime) -> datetime:
-    """The end, in UTC, of the window that is open at `moment`; windows that overlap or touch count as one.
-
-    Of windows that never close, a moment more than a week ahead. Raises ValueError if none is open then.
-    """
-    where, moment = find(zone), to_wall(moment, UTC).replace(tzinfo=UTC)
-    closing = moment
-    for begin, end in sorted(_spans(windows, where, moment)):
-        if begin <= closing < end:
-            closing = end
-    if closing == moment:
-        raise ValueError(f"no window of {windows.text!r} is open at {moment.isoformat()}: ask opens_at first")
-    return closing
-
-
 def _spans(windows: Windows, zone: tzinfo, moment: datetime) -> Iterator[tuple[datetime, datetime]]:
     """Every opening and closing from two days before to nine days after `moment`.
 
