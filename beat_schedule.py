@@ -21,6 +21,10 @@ beat_schedule: dict[str, dict[str, Any]] = {
     # A job starts at most this long after it is due, and an edit of a job is seen as soon. A look costs a handful of
     # index reads per database.
     "postprocessing": _every("ticks.postprocessing", 1.0),
+    # From a tick of PgQ to its batch's message; in between the pump polls by itself (`dispatch.poll_seconds`).
+    "dispatch": _every("ticks.dispatch", 1.0),
+    # Partitions are made days ahead; a quarter of an hour finds a database that was away in good time.
+    "partitions": _every("ticks.partitions", 900.0),
     # History beyond its retention goes in small portions.
     "forget-old-runs": _every("ticks.forget_old_runs", 3600.0),
 }

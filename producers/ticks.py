@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from typing import Any
 
-from producers import postprocessing
+from producers import dispatch, postprocessing
 from workers import hosts, logs, pauses, reaper, settings
 from workers.app import app, queue_depths, send
+from workers.dispatch import api as queues
 from workers.errors import HeadraceError, NothingToDo, RetryLater
 from workers.messages import IngestFile, TakeInventory
 from workers.postprocessing import api as jobs
@@ -64,15 +66,37 @@ def look_for_jobs() -> None:
         log.warning("tick.waits", tick="postprocessing", reason=str(error))
 
 
+@app.task(name="ticks.dispatch", **_LIMIT)
+def pump() -> None:
+    """Send each PgQ consumer's open batch to a worker, and tick the queues that nobody else ticks."""
+    try:
+        dispatch.pump_everywhere(settings.current())
+    except RetryLater as error:
+        log.warning("tick.waits", tick="dispatch", reason=str(error))
+
+
+@app.task(name="ticks.partitions", **_LIMIT)
+def tend_partitions() -> None:
+    """Have partitions made ahead, and those beyond their retention let go of."""
+    try:
+        send(queues.due_for_tending(settings.current()), slot=_slot(600))
+    except RetryLater as error:
+        log.warning("tick.waits", tick="partitions", reason=str(error))
+
+
 @app.task(name="ticks.forget_old_runs", **_LIMIT)
 def forget_old_runs() -> None:
     """Delete history beyond its retention."""
     conf = settings.current()
-    for name, forget in (("runs", reaper.forget_old_runs), ("jobs", _forget_old_job_runs)):
+    for name, forget in (("runs", reaper.forget_old_runs), ("jobs", _forget_old_job_runs), ("events", _forget_events)):
         try:
             forget(conf)
         except HeadraceError as error:
             log.warning("tick.waits", tick="forget_old_runs", what=name, reason=str(error))
+
+
+def _forget_events(conf: settings.Settings) -> int:
+    return queues.forget_settled(conf, timedelta(days=conf.retention.runs_days))
 
 
 def _forget_old_job_runs(conf: settings.Settings) -> int:

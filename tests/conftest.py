@@ -22,6 +22,7 @@ import redis
 
 from workers import database, execution, migrations
 from workers import settings as settings_module
+from workers.dispatch import consumers
 from workers.messages import Message
 from workers.postprocessing import api as postprocessing
 from workers.postprocessing import scope
@@ -85,6 +86,7 @@ def template(servers: Servers) -> str:
     conf = Settings(control={"dsn": dsn})
     with database.connection(conf.target(), purpose="tests") as conn:
         migrations.migrate(conn, migrations.FOUNDATION)
+        migrations.migrate(conn, "dispatch")
     api.setup(conf)
     postprocessing.set_up(conf, "control")
     database.close_all()
@@ -134,6 +136,7 @@ def _clone(servers: Servers, template: str) -> Iterator[str]:
     database.close_all()
     store._ready.clear()
     scope._known.clear()
+    consumers.forget()
     _drop(servers, name)
 
 

@@ -19,7 +19,7 @@ log = logs.get(__name__)
 
 M = TypeVar("M", bound=Message)
 Verb = Callable[[M, Settings], Sequence[Message]]
-TASK_MODULES = ("workers.telemetry.tasks", "workers.postprocessing.tasks")
+TASK_MODULES = ("workers.telemetry.tasks", "workers.postprocessing.tasks", "workers.dispatch.tasks")
 
 _bodies: dict[str, Verb[Message]] = {}
 

@@ -99,7 +99,72 @@ class DeliverAlerts(Message):
         return f"{self.database}:alerts"
 
 
-MESSAGES: dict[str, type[Message]] = {kind.task: kind for kind in (IngestFile, TakeInventory, RunJob, DeliverAlerts)}
+class DispatchBatch(Message):
+    """Apply one batch of a PgQ consumer. The worker believes the source and the position, not the ticks in here."""
+
+    task: ClassVar[str] = "dispatch.batch"
+    room: ClassVar[str] = "dispatch"
+    consumer: str = Field(min_length=1, description="its name in the settings")
+    queue_name: str
+    registered_as: str
+    batch_id: int
+    prev_tick: int
+    tick: int
+
+    def key(self) -> str:
+        return self.consumer
+
+    def message_id(self, slot: str) -> str:
+        return super().message_id(f"{self.batch_id}|{slot}")
+
+
+class DispatchSlice(Message):
+    """Apply one slice of a batch: the rows whose keys fall into it."""
+
+    task: ClassVar[str] = "dispatch.slice"
+    room: ClassVar[str] = "dispatch"
+    consumer: str = Field(min_length=1)
+    batch_id: int
+    tick: int
+    slice: int
+    slices: int
+
+    def key(self) -> str:
+        return f"{self.consumer}:slice {self.slice + 1} of {self.slices}"
+
+    def message_id(self, slot: str) -> str:
+        return super().message_id(f"{self.batch_id}|{slot}")
+
+
+class ReplayEvents(Message):
+    """Try a consumer's failed events again: those named, or all that wait."""
+
+    task: ClassVar[str] = "dispatch.replay"
+    room: ClassVar[str] = "dispatch"
+    consumer: str = Field(min_length=1)
+    events: tuple[int, ...] = ()
+
+    def key(self) -> str:
+        return f"{self.consumer}:replay"
+
+
+class TendPartitions(Message):
+    """Make a consumer's partitions ahead, and let go of those beyond their retention."""
+
+    task: ClassVar[str] = "dispatch.partitions"
+    room: ClassVar[str] = "dispatch"
+    consumer: str = Field(min_length=1)
+
+    def key(self) -> str:
+        return f"{self.consumer}:partitions"
+
+
+MESSAGES: dict[str, type[Message]] = {
+    kind.task: kind
+    for kind in (
+        IngestFile, TakeInventory, RunJob, DeliverAlerts, DispatchBatch, DispatchSlice, ReplayEvents, TendPartitions,
+    )
+}  # fmt: skip
 
 
 def parse(task: str, fields: dict[str, Any]) -> Message:

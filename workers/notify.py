@@ -25,6 +25,7 @@ HEADLINES = {
     "recovery": "Works again",
     "missed": "Did not start when it was due",
     "disabled": "Was disabled",
+    "parked": "Is parked until somebody looks",
     "late": "Has not succeeded for too long",
     "slow": "Takes longer than it should",
     "unreachable": "Cannot be reached",

@@ -42,7 +42,7 @@ class Telemetry(Model):
         return folders
 
 
-Event = Literal["failure", "recovery", "missed", "disabled", "late", "slow", "unreachable"]
+Event = Literal["failure", "recovery", "missed", "disabled", "parked", "late", "slow", "unreachable"]
 
 
 class Mail(Model):
@@ -88,14 +88,14 @@ class Alerts(Model):
     sql: str | None = Field(
         default=None, description="a statement with %(event)s and the like, run in the alert's database; % is %%"
     )
-    on: tuple[Event, ...] = ("failure", "recovery", "missed", "disabled", "late", "slow", "unreachable")
+    on: tuple[Event, ...] = ("failure", "recovery", "missed", "disabled", "parked", "late", "slow", "unreachable")
     title: str = "[headrace] ${event}: ${subject}"
     text: str | None = None
     timeout_seconds: float = Field(default=10, gt=0)
     give_up_hours: float = Field(default=24, gt=0)
 
 
-def _known_zone(name: str | None) -> str | None:
+def known_zone(name: str | None) -> str | None:
     if name is not None:
         try:
             ZoneInfo(name)
@@ -123,7 +123,7 @@ class DatabaseJobs(Model):
     legacy_null: Literal["json", "sql"] | None = None
 
     _daily_at = field_validator("daily_at")(_clock)
-    _timezone = field_validator("timezone")(_known_zone)
+    _timezone = field_validator("timezone")(known_zone)
 
 
 class Postprocessing(Model):
@@ -145,4 +145,4 @@ class Postprocessing(Model):
     max_replay_lag_seconds: float | None = Field(default=None, gt=0, description="load guard: worst standby")
 
     _daily_at = field_validator("daily_at")(_clock)
-    _timezone = field_validator("timezone")(_known_zone)
+    _timezone = field_validator("timezone")(known_zone)

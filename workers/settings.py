@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as EnvironmentProblem
 
+from workers.dispatch_settings import Dispatch
 from workers.errors import SettingsError
 from workers.hdbpp_file import databases_of
 from workers.room_settings import Alerts, DatabaseJobs, Model, Postprocessing, Telemetry
@@ -130,6 +131,7 @@ class Settings(BaseSettings):
     alerts: Alerts = Alerts()
     telemetry: Telemetry = Telemetry()
     postprocessing: Postprocessing = Postprocessing()
+    dispatch: Dispatch = Dispatch()
 
     @classmethod
     def settings_customise_sources(
@@ -149,6 +151,8 @@ class Settings(BaseSettings):
             ("control.database", self.control.database),
             ("telemetry.database", self.telemetry.database),
             *(("postprocessing.databases", name) for name in self.postprocessing.databases or ()),
+            *((f"dispatch.consumers.{key}.source", one.source) for key, one in self.dispatch.consumers.items()),
+            *((f"dispatch.consumers.{key}.target", one.target) for key, one in self.dispatch.consumers.items()),
         ):
             if name is not None and name != CONTROL and name not in self.databases:
                 known = [CONTROL, *self.databases]
@@ -296,8 +300,6 @@ def _keys_at(location: tuple[Any, ...]) -> list[str]:
         if field is not None:
             choices = [choice for choice in getattr(field.annotation, "__args__", ()) if choice is not type(None)]
             model = choices[0] if len(choices) == 1 else field.annotation
-        elif model is not Settings:
-            return []
         if getattr(model, "__origin__", None) is dict:
-            model = Database
+            model = model.__args__[1]
     return list(getattr(model, "model_fields", {}))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from pydantic import BaseModel, ConfigDict, SecretStr
+from pydantic import BaseModel, ConfigDict, SecretStr, model_validator
 
 from workers.errors import SettingsError
 
@@ -31,6 +31,7 @@ class Connection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    dsn: SecretStr | None = None  # a libpq string or URL; the other keys then stay away, but for password_file
     user: str | None = None
     password: SecretStr | None = None
     host: str | None = None
@@ -43,8 +44,17 @@ class Connection(BaseModel):
     password_env: str | None = None
     target_session_attrs: str | None = None  # `read-write` with `host: db1,db2`: whichever is the primary
 
+    @model_validator(mode="after")
+    def _one_way(self) -> Connection:
+        others = self.model_fields_set - {"dsn", "password_file"}
+        if self.dsn is not None and others:
+            raise ValueError(f"`dsn` says it all; take {', '.join(sorted(others))} away, or put it into the dsn")
+        return self
+
     def target(self, name: str) -> Target:
         """A libpq keyword string. Raises SettingsError when a secret cannot be read."""
+        if self.dsn is not None:
+            return Target(name, with_password(self.dsn.get_secret_value(), self.password_file))
         words = {
             "user": self.user,
             "host": self.host,

@@ -1,0 +1,96 @@
+"""The consumers of the settings: where each reads and writes, its tables made there if they are missing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from workers import database, migrations
+from workers.database import Connection
+from workers.dispatch_settings import Consumer, Dispatch
+from workers.errors import PermanentFailure, SettingsError
+from workers.settings import Settings, did_you_mean
+from workers.targets import Target
+
+ROOMS = ("alerts", "dispatch")
+_READY_LASTS_SECONDS = 300.0
+
+_ready: dict[str, float] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """One consumer: its settings, its databases, and its name in PgQ."""
+
+    name: str
+    consumer: Consumer
+    room: Dispatch
+    source: Target
+    target: Target
+
+    @property
+    def queue(self) -> str:
+        """The PgQ queue."""
+        return self.consumer.queue
+
+    @property
+    def registered_as(self) -> str:
+        """The consumer's name in PgQ."""
+        return self.consumer.registered_as or self.name
+
+    @property
+    def reads_time(self) -> bool:
+        """Whether the events' times are needed to place or describe a row."""
+        rules = [self.consumer.partition, *(own.partition for own in self.consumer.tables.values() if own.partition)]
+        meta = [self.consumer.meta_columns, *(own.meta_columns or () for own in self.consumer.tables.values())]
+        return any("_ev_time" in columns for columns in meta) or any(layout.by == "event_time" for layout in rules)
+
+
+def names(settings: Settings) -> list[str]:
+    """The consumers that are looked after."""
+    return [name for name, consumer in settings.dispatch.consumers.items() if consumer.enabled]
+
+
+def of(settings: Settings, name: str) -> Scope:
+    """A consumer by its name in the settings. Raises PermanentFailure for an unknown one."""
+    consumer = settings.dispatch.consumers.get(name)
+    if consumer is None:
+        known = did_you_mean(name, settings.dispatch.consumers) if settings.dispatch.consumers else "; there is none"
+        raise PermanentFailure(f"the settings have no consumer {name!r} below dispatch.consumers{known}")
+    try:
+        return Scope(
+            name, consumer, settings.dispatch, settings.target(consumer.source), settings.target(consumer.target)
+        )
+    except SettingsError as error:
+        raise PermanentFailure(str(error)) from error
+
+
+def ensure(scope: Scope) -> None:
+    """Make our tables at the target if they are missing; asked again every few minutes.
+
+    Raises PermanentFailure when the login may not, ServerUnavailable when the target cannot be reached.
+    """
+    if time.monotonic() < _ready.get(scope.target.dsn, 0):
+        return
+    with database.connection(scope.target, purpose="dispatch setup") as conn:
+        migrate(conn, scope.target)
+    _ready[scope.target.dsn] = time.monotonic() + _READY_LASTS_SECONDS
+
+
+def migrate(conn: Connection, target: Target) -> list[str]:
+    """Apply what is missing of our tables; the names of what was applied."""
+    try:
+        return [name for room in ROOMS for name in migrations.migrate(conn, room)]
+    except database.DatabaseError as error:
+        if database.sqlstate(error) != "42501":
+            raise
+        conn.rollback()
+        raise PermanentFailure(
+            f"{target.name}: the schema headrace cannot be made: {database.first_line(error)}; have its owner run"
+            " GRANT CREATE ON DATABASE for this role, or run `headrace dispatch setup` as one who may"
+        ) from error
+
+
+def forget() -> None:
+    """Ask every target anew."""
+    _ready.clear()

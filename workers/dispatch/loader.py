@@ -1,0 +1,246 @@
+"""Loading the events of a batch in the target's open transaction: by COPY, and past those that cannot be applied.
+
+Every chunk of a destination's events goes in under a savepoint. What the server refuses is halved until the event is
+found; it goes to `failed_event` with the reason, and the others go on. Locks, lost servers and full disks are no
+event's fault: they end the attempt, and nothing of it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from workers import database
+from workers.database import Connection, DatabaseError
+from workers.dispatch import catalog, source_store, store
+from workers.dispatch.context import Context
+from workers.dispatch.destinations import Destination, Refused, Route
+from workers.dispatch.events import UnknownEvent, kind_of
+from workers.dispatch.names import Table
+from workers.dispatch.plans import Failure, Key, Newest, Plan, Record, Step, key_text
+from workers.errors import PermanentFailure
+
+# Errors that an event or its table is to blame for: cardinality, data, constraints, names and types, check options,
+# features, program limits, triggers' own. 42501 (no right to write) is nobody's: it must not empty a queue into
+# failed_event, and 57014 and the like are the server's.
+_BLAMED = ("21", "22", "23", "42", "44", "0A", "54", "P0", "2F", "38", "39")
+_NOT_BLAMED = ("42501",)
+_DUPLICATE, _CHECK = "23505", "23514"
+
+
+class TooManyFailures(PermanentFailure):
+    """More events of one batch failed than the settings allow: nothing of it is applied."""
+
+
+class Loader:
+    """Applies events of one batch, or failed ones again. One per transaction; the caller commits."""
+
+    def __init__(self, conn: Connection, context: Context) -> None:
+        self.conn, self.context = conn, context
+        self.failures: dict[int, Failure] = {}
+        self.events = 0
+        self.ignored = 0
+        self.replayed: int | None = None  # the failed event that is applied again: it supersedes only older ones
+        self._routes: dict[tuple[str, str], Route | Failure | None] = {}
+        self._destinations: dict[Table, Destination] = {}
+        self._waiting = store.waiting_keys(conn, context.name)
+
+    def load(self, lines: Sequence[str]) -> None:
+        """Apply lines of `source_store.Pgq.read`. Raises TooManyFailures, RetryLater's errors of psycopg2."""
+        if any("\\" in line for line in lines):
+            self.load_records([source_store.fields(line) for line in lines])
+        else:
+            self.load_records([line[:-1].split("\t") for line in lines])
+
+    def load_records(self, records: Sequence[Record]) -> None:
+        """Apply events in the order of their numbers."""
+        routes = self._routes
+        groups: dict[Destination, list[tuple[Route, Record]]] = {}
+        self.events += len(records)
+        for record in records:
+            # An event of the oldest form names its key apart, so that its route cannot be remembered.
+            try:
+                route = routes[record[1], record[3]]
+            except KeyError:
+                route = self._route(record)
+            if type(route) is Route:
+                group = groups.get(route.destination)
+                if group is None:
+                    groups[route.destination] = [(route, record)]
+                else:
+                    group.append((route, record))
+            elif route is None:
+                self.ignored += 1
+            else:
+                assert isinstance(route, Failure)
+                self._fail(int(record[0]), route)
+        for destination, items in groups.items():
+            self._apply(destination, items)
+
+    def rows_failed(self, whole: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The rows of failed_event for what failed here, out of the whole events."""
+        rows = []
+        for event in whole:
+            failure = self.failures[event["ev_id"]]
+            facts = {name: getattr(failure, name) for name in ("destination", "key", "sqlstate", "error", "state")}
+            facts |= {"consumer": self.context.name, "tick": self.context.tick, "batch_end": self.context.end}
+            rows.append({**event, **facts})
+        return rows
+
+    def _route(self, record: Record) -> Route | Failure | None:
+        """What becomes of events of this type and table; None where they are left out."""
+        _id, type_, data, extra1, extra2 = record[:5]
+        route: Route | Failure | None
+        try:
+            kind = kind_of(type_, extra1, extra2 or None, data)
+            source, rules = self.context.tables.rules(kind.table)
+            if rules is None:
+                route = None
+            else:
+                destination = self._destinations.get(rules.destination)
+                if destination is None:
+                    destination = Destination(self.conn, self.context, rules.destination)
+                    self._destinations[rules.destination] = destination
+                route = Route(destination, kind, source, rules, self.context)
+        except UnknownEvent as error:
+            named = f"unknown event: {error}"
+            route = None if self.context.consumer.on_unknown == "ignore" else Failure(named)
+        except Refused as error:
+            route = Failure(str(error))
+        if type_ == "R" or ":" in type_ or type_[:1] == "{":
+            self._routes[type_, extra1] = route
+        return route
+
+    def _apply(self, destination: Destination, items: Sequence[tuple[Route, Record]], *, careful: bool = False) -> None:
+        plan = destination.plan(items)
+        if plan.steps:
+            catalog.savepoint(self.conn)
+            try:
+                for step in plan.steps:
+                    self._run(step, careful=careful)
+                superseding = self._superseding(plan)
+            except (DatabaseError, ValueError) as error:
+                code = database.sqlstate(error)
+                if self.conn.closed or not _is_blamed(error, code):
+                    raise
+                catalog.roll_back(self.conn)
+                self._apply_in_parts(destination, items, error, code, careful=careful)
+                return
+            catalog.release(self.conn)
+            self._supersede(superseding)
+        self.ignored += plan.ignored
+        newer = self._newer(destination, items, plan)
+        for event, failure in plan.failures.items():
+            if event < newer.get((failure.destination, failure.key), 0):
+                failure.state = "superseded"
+            self._fail(event, failure)
+
+    def _apply_in_parts(
+        self,
+        destination: Destination,
+        items: Sequence[tuple[Route, Record]],
+        error: Exception,
+        code: str | None,
+        *,
+        careful: bool,
+    ) -> None:
+        if code == _CHECK and not careful and "partition constraint" in str(error):
+            # The default partition's rows of some period have just moved to a partition of their own.
+            destination.forget_places(route for route, _record in items)
+            self._apply(destination, items, careful=True)
+        elif code == _DUPLICATE and not careful:
+            # A row that must be new is there: from before the queue began, or from after an ignored TRUNCATE.
+            self._apply(destination, items, careful=True)
+        elif len(items) > 1:
+            middle = len(items) // 2
+            self._apply(destination, items[:middle], careful=careful)
+            self._apply(destination, items[middle:], careful=careful)
+        else:
+            (route, record) = items[0]
+            where, key = destination.identity(route, record)
+            described = database.describe_error(error)
+            text = ": ".join(part for part in (described["message"], described.get("detail")) if part)
+            self._fail(int(record[0]), Failure(text, code, where, key))
+
+    def _run(self, step: Step, *, careful: bool) -> None:
+        for emptied, parent, in_all in step.emptied:
+            for one in self._reach(emptied, parent, everywhere=in_all):
+                catalog.delete_all_rows(self.conn, one)
+        for newest in step.newest.values():
+            stale = newest.rows if careful else newest.stale
+            everywhere = newest.everywhere
+            here = [key for key in stale if key not in everywhere]
+            self._delete(newest, [newest.place.table], here)
+            if everywhere:
+                tables = self._reach(newest.place.table, newest.place.parent, everywhere=True)
+                self._delete(newest, tables, list(everywhere))
+            lines: dict[Any, list[str]] = {}
+            for row in newest.rows.values():
+                if row is not None:
+                    lines.setdefault(row[0], []).append(row[1])
+            for shape, texts in lines.items():
+                catalog.copy_in(self.conn, shape.place.table, shape.columns, texts)
+        for shape, texts in step.added.items():
+            catalog.copy_in(self.conn, shape.place.table, shape.columns, texts)
+
+    def _delete(self, newest: Newest, tables: Sequence[Table], keys: Sequence[Key]) -> None:
+        if keys:
+            rows = [key if isinstance(key, tuple) else (key,) for key in keys]
+            for table in tables:
+                catalog.delete_keys(self.conn, table, newest.shape.key_columns, rows)
+
+    def _reach(self, table: Table, parent: Table, *, everywhere: bool) -> list[Table]:
+        """The relations that a change of one place, or of all partitions, goes to."""
+        if not everywhere or catalog.range_key(self.conn, parent) is not None:
+            return [parent if everywhere else table]
+        return list(dict.fromkeys([table, *catalog.like_partitions(self.conn, parent)]))
+
+    def _newer(
+        self, destination: Destination, items: Sequence[tuple[Route, Record]], plan: Plan
+    ) -> dict[tuple[str | None, str | None], int]:
+        """Of the rows with failed events in this plan: the number of the last event that was applied."""
+        rows = {(str(one.place.identity), key_text(key)) for step in plan.steps for one in step.newest.values()
+                for key in one.rows} if plan.failures else set()  # fmt: skip
+        if not any((failure.destination, failure.key) in rows for failure in plan.failures.values()):
+            return {}
+        applied = [(route, record) for route, record in items if int(record[0]) not in plan.failures]
+        return {destination.identity(route, record): int(record[0]) for route, record in applied}
+
+    def _superseding(self, plan: Plan) -> list[tuple[str, str]]:
+        """The failed events' rows of which this plan has a newer version."""
+        if not self._waiting:
+            return []
+        found = []
+        for step in plan.steps:
+            for newest in step.newest.values():
+                where = str(newest.place.identity)
+                waiting = self._waiting.get(where, ())
+                found += [(where, key) for row in newest.rows if (key := key_text(row)) in waiting]
+        return found
+
+    def _supersede(self, rows: Sequence[tuple[str, str]]) -> None:
+        for destination, key in rows:
+            store.supersede(self.conn, self.context.name, destination, [key], below=self.replayed)
+            if self.replayed is not None:
+                continue
+            self._waiting[destination].discard(key)
+            for failure in self.failures.values():
+                if (failure.destination, failure.key) == (destination, key):
+                    failure.state = "superseded"
+
+    def _fail(self, event: int, failure: Failure) -> None:
+        self.failures[event] = failure
+        if failure.destination is not None and failure.key is not None and failure.state == "waiting":
+            self._waiting.setdefault(failure.destination, set()).add(failure.key)
+        if len(self.failures) > self.context.consumer.max_failed:
+            raise TooManyFailures(
+                f"{self.context.name}: more than {self.context.consumer.max_failed} events of the batch that ends with"
+                f" tick {self.context.tick} cannot be applied, the last one because: {failure.error}; nothing of it is"
+                f" applied. Mend the cause and `headrace dispatch resume {self.context.name}`, or raise max_failed"
+            )
+
+
+def _is_blamed(error: Exception, code: str | None) -> bool:
+    if not isinstance(error, DatabaseError):
+        return True  # psycopg2 refuses texts with NUL or lone surrogates by ValueError
+    return code is not None and code.startswith(_BLAMED) and code not in _NOT_BLAMED

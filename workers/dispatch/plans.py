@@ -1,0 +1,92 @@
+"""What the events of one destination come to: rows to add, keys to take away, in steps that keep their order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import orjson
+
+from workers.dispatch.names import Table
+from workers.dispatch.shapes import Place, Shape
+
+Key = str | tuple[str, ...]
+Record = list[str]  # number, type, data, table, old key, time: a line of the batch, cut
+
+
+@dataclass(slots=True)
+class Newest:
+    """The newest version of each row of one place: its shape and line, or None where it was deleted last.
+
+    `stale` are the keys that may have a version there already, `everywhere` those that go from all partitions.
+    """
+
+    place: Place
+    shape: Shape
+    rows: dict[Key, tuple[Shape, str] | None] = field(default_factory=dict)
+    stale: dict[Key, None] = field(default_factory=dict)
+    everywhere: dict[Key, None] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Step:
+    """Changes that may be made together: rows that are only added, and rows of which the newest version counts."""
+
+    added: dict[Shape, list[str]] = field(default_factory=dict)
+    newest: dict[Table, Newest] = field(default_factory=dict)
+    # Before all that: the rows of these tables (with True: of all partitions of their parents) go.
+    emptied: list[tuple[Table, Table, bool]] = field(default_factory=list)
+
+    def add(self, shape: Shape, line: str) -> None:
+        """A row more."""
+        lines = self.added.get(shape)
+        if lines is None:
+            self.added[shape] = [line]
+        else:
+            lines.append(line)
+
+    def replace(self, shape: Shape, key: Key, line: str | None, *, is_new: bool, everywhere: bool) -> None:
+        """The newest version of a row; None: it is gone. `is_new` where none can be there before."""
+        place = shape.place
+        newest = self.newest.get(place.table)
+        if newest is None:
+            newest = self.newest[place.table] = Newest(place, shape)
+        if not (is_new and shape.replaces) and key not in newest.rows:
+            newest.stale[key] = None
+        if everywhere:
+            newest.everywhere[key] = None
+        newest.rows[key] = None if line is None else (shape, line)
+
+
+@dataclass(slots=True)
+class Failure:
+    """Why an event could not be applied; `key` and `destination` where they are known."""
+
+    error: str
+    sqlstate: str | None = None
+    destination: str | None = None
+    key: str | None = None
+    state: str = "waiting"
+
+
+@dataclass(slots=True)
+class Plan:
+    """The steps of one destination's events, in order, with the events that came to nothing."""
+
+    steps: list[Step] = field(default_factory=list)
+    failures: dict[int, Failure] = field(default_factory=dict)
+    ignored: int = 0
+
+    def step(self) -> Step:
+        """The step in hand."""
+        if not self.steps:
+            self.steps.append(Step())
+        return self.steps[-1]
+
+    def empty(self, table: Table, parent: Table, *, everywhere: bool) -> None:
+        """A TRUNCATE: what came before is done first."""
+        self.steps.append(Step(emptied=[(table, parent, everywhere)]))
+
+
+def key_text(key: Key) -> str:
+    """A row's key as failed_event has it: a JSON array of texts."""
+    return orjson.dumps(key if isinstance(key, tuple) else (key,)).decode()

@@ -1,0 +1,83 @@
+"""The pump: which batch of a consumer is open at the source, and whether its message must go out now."""
+
+from __future__ import annotations
+
+from workers import alerts, database
+from workers.database import Connection
+from workers.dispatch import consumers, rules, store
+from workers.dispatch.consumers import Scope
+from workers.dispatch.source_store import Batch, Pgq
+from workers.errors import PermanentFailure
+from workers.messages import DeliverAlerts, DispatchBatch, Message
+from workers.settings import Settings
+
+LOST_AFTER_SECONDS = 5.0  # with nothing in the queue and no worker at the position, a message this old is lost
+
+
+def look(settings: Settings, name: str, *, resend: bool = False) -> list[Message]:
+    """The messages that a consumer needs now: its open batch, if nobody is at it, and alerts that wait to be told.
+
+    `resend` when the room's queue is empty, so that what was sent a few seconds ago must have got lost.
+    Raises ServerUnavailable, PermanentFailure when the queue or the consumer is not there.
+    """
+    scope = consumers.of(settings, name)
+    consumers.ensure(scope)
+    with database.connection(scope.target, purpose="dispatch pump") as target:
+        messages: list[Message] = []
+        if alerts.waiting(target):
+            messages.append(DeliverAlerts(database=scope.consumer.target))
+        parked = store.is_parked(target, scope.name)
+        target.rollback()
+        if parked:
+            return messages
+        with database.connection(scope.source, purpose="dispatch pump") as source:
+            pgq = Pgq(source, scope.consumer.pgq_schema)
+            again_after = min(LOST_AFTER_SECONDS, scope.room.requeue_seconds) if resend else scope.room.requeue_seconds
+            return messages + next_message(scope, pgq, target, again_after=again_after)
+
+
+def next_message(scope: Scope, pgq: Pgq, target: Connection, *, again_after: float | None = None) -> list[Message]:
+    """The message of the open batch, or of the next one opened; [] when it is on its way, or there is no new tick."""
+    batch = _next_batch(scope, pgq)
+    pgq.conn.commit()
+    if batch is None:
+        return []
+    goes_out = store.mark_sent(
+        target, scope.name, batch.tick,
+        again_after=scope.room.requeue_seconds if again_after is None else again_after,
+    )  # fmt: skip
+    # Without a position somebody must say so: the worker parks the consumer, with what to do.
+    goes_out = goes_out or not store.exists(target, scope.name)
+    target.commit()
+    return [_message(scope, batch)] if goes_out else []
+
+
+def _next_batch(scope: Scope, pgq: Pgq) -> Batch | None:
+    merge = scope.consumer.merge_events if rules.merges(scope.consumer) else None
+    try:
+        return pgq.next_batch(scope.queue, scope.registered_as, merge_events=merge)
+    except database.DatabaseError as error:
+        code = database.sqlstate(error)
+        pgq.conn.rollback()
+        if code == "P0001":
+            raise PermanentFailure(
+                f"{scope.name}: PgQ at {scope.source.name} says: {database.first_line(error)};"
+                f" `headrace dispatch register {scope.name}` registers it"
+            ) from error
+        if code in ("3F000", "42883", "42P01"):
+            raise PermanentFailure(
+                f"{scope.name}: {scope.source.name} has no PgQ in schema {pgq.schema!r}: {database.first_line(error)};"
+                " `headrace dispatch install-pgq`, or set pgq_schema"
+            ) from error
+        raise
+
+
+def _message(scope: Scope, batch: Batch) -> DispatchBatch:
+    return DispatchBatch(
+        consumer=scope.name,
+        queue_name=scope.queue,
+        registered_as=scope.registered_as,
+        batch_id=batch.id,
+        prev_tick=batch.prev_tick,
+        tick=batch.tick,
+    )
