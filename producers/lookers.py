@@ -58,20 +58,20 @@ class _Looker:
             assert self._settings is not None
             until = time.monotonic() + _TICK_SECONDS
             try:
-                self._look(self._settings)
+                self._look(self._settings, with_resend=True)
                 # Looked at more often than beat ticks; without ticks (no beat leads, a pause) it ends by itself.
                 while self._every is not None and self._failures == 0 and time.monotonic() + self._every < until:
                     self.idle.set()
                     pause.wait(self._every)
-                    self._look(self._settings)
+                    self._look(self._settings, with_resend=False)
             finally:
                 self.idle.set()
 
-    def _look(self, settings: Settings) -> None:
+    def _look(self, settings: Settings, *, with_resend: bool) -> None:
         try:
             # A message that is in the queue is not lost, however long it waits there behind long runs.
-            waits = queue_depths([self.room])[self.room] > 0
-            send(self._look_at(settings, self.name, not waits), slot=str(int(time.time() // 60)))
+            resend = with_resend and queue_depths([self.room])[self.room] == 0
+            send(self._look_at(settings, self.name, resend), slot=str(int(time.time() // 60)))
         except RetryLater as reason:
             self._fail(str(reason), reason.after.total_seconds())
         except HeadraceError as reason:

@@ -126,7 +126,7 @@ class Dispatch(Model):
     """PgQ change events into partitions."""
 
     consumers: dict[str, Consumer] = Field(default={})
-    requeue_seconds: float = Field(default=30, gt=0, description="age at which a batch's message counts as lost")
+    requeue_seconds: float = Field(default=5, gt=0, description="age at which a message counts as lost")
     poll_seconds: float = Field(default=0.25, ge=0.05, le=1, description="how often a queue is asked between ticks")
     chunk_bytes: int = Field(default=8_000_000, ge=10_000, description="of events that are loaded at once")
     lock_seconds: float = Field(default=10, gt=0, description="how long a lock at the target is waited for")

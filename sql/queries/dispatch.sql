@@ -6,6 +6,10 @@ SELECT set_config('DateStyle', 'ISO, YMD', true), set_config('lock_timeout', %(m
 -- What the login's own triggers, defaults and templates expect to find.
 SET LOCAL search_path TO DEFAULT
 
+-- name: check_at_once
+-- A constraint that is checked only at the commit would fail the whole batch, with nobody to blame.
+SET CONSTRAINTS ALL IMMEDIATE
+
 -- name: lock_position
 -- Where a consumer stands, for this transaction alone; no row when it was never registered here.
 SELECT queue, registered_as, tick, state, problem, sliced_tick, slices
@@ -79,6 +83,17 @@ UPDATE headrace.dispatch_position
                       AND (sent_tick IS DISTINCT FROM %(tick)s
                            OR sent_at < clock_timestamp() - make_interval(secs => %(seconds)s))
                       FOR UPDATE SKIP LOCKED)
+
+-- name: hold_back
+-- An attempt failed for a reason that a person must mend: the next one waits a while.
+UPDATE headrace.dispatch_position SET sent_at = clock_timestamp() + make_interval(secs => %(seconds)s)
+ WHERE consumer = %(consumer)s
+
+-- name: was_told_lately
+-- Whether people were told of this an hour ago or later: one alert is enough for all that fails in that time.
+SELECT EXISTS (SELECT FROM headrace.alert
+                WHERE room = 'dispatch' AND event = %(event)s AND subject = %(subject)s
+                  AND at > clock_timestamp() - interval '1 hour')
 
 -- name: position_exists
 -- Whether a consumer was ever registered here.

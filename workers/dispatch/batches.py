@@ -32,6 +32,7 @@ from workers.settings import Settings
 log = logs.get(__name__)
 
 LOCK_SECONDS = 2  # how long a second worker waits for the first one's batch before it leaves it alone
+HOLD_BACK_SECONDS = 60.0
 ONE_LINE_FOR = timedelta(hours=1)  # batches of an hour are one line of history
 
 
@@ -142,13 +143,18 @@ def load(
     """
 
     def sink(lines: list[str]) -> None:
-        loaded.load(lines)
+        # An error of the target is named as such, though it ends the source's COPY, too.
+        with database.translated(scope.target, target):
+            loaded.load(lines)
         run.count(events=len(lines))
         run.check()
 
     try:
         with database.translated(scope.source, pgq.conn):
             pgq.read(batch.id, sink, chunk_bytes=scope.room.chunk_bytes, with_time=scope.reads_time, slice_of=slice_of)
+        loaded.try_references_again()
+    except database.DatabaseError as error:
+        raise _refused(target, scope, error) from error
     except TooManyFailures as error:
         target.rollback()
         park(target, scope, str(error))
@@ -161,9 +167,10 @@ def keep_failures(loaded: Loader, conn: Connection, pgq: Pgq, scope: Scope, batc
         return 0
     store.keep_failed(conn, loaded.rows_failed(pgq.whole(batch.id, list(loaded.failures))))
     waiting = [failure for failure in loaded.failures.values() if failure.state == "waiting"]
-    if waiting:
+    subject = f"consumer {scope.name}"
+    if waiting and not store.was_told_lately(conn, "failure", subject):
         alerts.raise_alert(
-            conn, room="dispatch", event="failure", subject=f"consumer {scope.name}",
+            conn, room="dispatch", event="failure", subject=subject,
             facts={
                 "message": f"{len(waiting)} events could not be applied, the last one because: {waiting[-1].error}",
                 "sqlstate": waiting[-1].sqlstate,
@@ -172,6 +179,19 @@ def keep_failures(loaded: Loader, conn: Connection, pgq: Pgq, scope: Scope, batc
             },
         )  # fmt: skip
     return len(waiting)
+
+
+def _refused(target: Connection, scope: Scope, error: database.DatabaseError) -> PermanentFailure:
+    """What the server does not let us do for a reason that no event is to blame for, such as a missing right."""
+    if not target.closed:
+        target.rollback()
+        store.hold_back(target, scope.name, HOLD_BACK_SECONDS)
+        target.commit()
+    code = database.sqlstate(error)
+    return PermanentFailure(
+        f"{scope.name}: {scope.target.name} does not take the batch: {database.first_line(error)} (SQLSTATE {code});"
+        " nothing of it is applied, and it is tried again every minute"
+    )
 
 
 def problem(scope: Scope, loaded: Loader, waiting: int) -> str:

@@ -25,7 +25,7 @@ from workers.errors import PermanentFailure
 # failed_event, and 57014 and the like are the server's.
 _BLAMED = ("21", "22", "23", "42", "44", "0A", "54", "P0", "2F", "38", "39")
 _NOT_BLAMED = ("42501",)
-_DUPLICATE, _CHECK = "23505", "23514"
+_DUPLICATE, _CHECK, _NO_PARENT = "23505", "23514", "23503"
 
 
 class TooManyFailures(PermanentFailure):
@@ -43,6 +43,7 @@ class Loader:
         self.replayed: int | None = None  # the failed event that is applied again: it supersedes only older ones
         self._routes: dict[tuple[str, str], Route | Failure | None] = {}
         self._destinations: dict[Table, Destination] = {}
+        self._childless: dict[int, tuple[Route, Record]] = {}
         self._waiting = store.waiting_keys(conn, context.name)
 
     def load(self, lines: Sequence[str]) -> None:
@@ -76,6 +77,14 @@ class Loader:
                 self._fail(int(record[0]), route)
         for destination, items in groups.items():
             self._apply(destination, items)
+
+    def try_references_again(self) -> None:
+        """Apply events whose foreign key found nothing: their parents came later, in another table's chunk."""
+        again = {event: item for event, item in self._childless.items() if self.failures[event].state == "waiting"}
+        self._childless = {}
+        for event, (route, record) in sorted(again.items()):
+            del self.failures[event]
+            self._apply(route.destination, [(route, record)])
 
     def rows_failed(self, whole: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The rows of failed_event for what failed here, out of the whole events."""
@@ -160,6 +169,8 @@ class Loader:
             where, key = destination.identity(route, record)
             described = database.describe_error(error)
             text = ": ".join(part for part in (described["message"], described.get("detail")) if part)
+            if code == _NO_PARENT:
+                self._childless[int(record[0])] = (route, record)
             self._fail(int(record[0]), Failure(text, code, where, key))
 
     def _run(self, step: Step, *, careful: bool) -> None:
@@ -214,7 +225,9 @@ class Loader:
         for step in plan.steps:
             for newest in step.newest.values():
                 where = str(newest.place.identity)
-                waiting = self._waiting.get(where, ())
+                waiting = self._waiting.get(where)
+                if not waiting:
+                    continue
                 found += [(where, key) for row in newest.rows if (key := key_text(row)) in waiting]
         return found
 
@@ -232,7 +245,7 @@ class Loader:
         self.failures[event] = failure
         if failure.destination is not None and failure.key is not None and failure.state == "waiting":
             self._waiting.setdefault(failure.destination, set()).add(failure.key)
-        if len(self.failures) > self.context.consumer.max_failed:
+        if self.replayed is None and len(self.failures) > self.context.consumer.max_failed:
             raise TooManyFailures(
                 f"{self.context.name}: more than {self.context.consumer.max_failed} events of the batch that ends with"
                 f" tick {self.context.tick} cannot be applied, the last one because: {failure.error}; nothing of it is"

@@ -37,11 +37,15 @@ def register(settings: Settings, name: str, *, create_queue: bool = False) -> Pl
                 )
             pgq.create_queue(scope.queue)
         _refuse_cubes_own(scope, target)
+        # Our row is there, and locked, before a worker can miss it; it says where only once PgQ knows. A death between
+        # the two commits leaves a registration without a position: the next `register` gives it one.
+        new = store.insert(target, scope.name, scope.queue, scope.registered_as, 0, None)
         made = pgq.register(scope.queue, scope.registered_as)
         tick = _registered_at(pgq, scope)
-        # The registration first: a position without it would be at a tick that nobody keeps.
         pgq.conn.commit()
-        new = store.insert(target, scope.name, scope.queue, scope.registered_as, tick, pgq.tick_time(scope.queue, tick))
+        if new:
+            at = pgq.tick_time(scope.queue, tick)
+            store.set_to(target, scope.name, scope.queue, scope.registered_as, tick, at)
         target.commit()
         found = store.position(target, scope.name)
         assert found is not None

@@ -11,13 +11,14 @@ from workers.errors import PermanentFailure
 from workers.messages import DeliverAlerts, DispatchBatch, Message
 from workers.settings import Settings
 
-LOST_AFTER_SECONDS = 5.0  # with nothing in the queue and no worker at the position, a message this old is lost
+QUEUED_FACTOR = 60  # so many times `requeue_seconds` for a message that may just wait for its turn
 
 
 def look(settings: Settings, name: str, *, resend: bool = False) -> list[Message]:
     """The messages that a consumer needs now: its open batch, if nobody is at it, and alerts that wait to be told.
 
-    `resend` when the room's queue is empty, so that what was sent a few seconds ago must have got lost.
+    `resend` when the room's queue is empty, so that what was sent a few seconds ago must have got lost; otherwise
+    it may just wait for its turn, and is sent again only much later.
     Raises ServerUnavailable, PermanentFailure when the queue or the consumer is not there.
     """
     scope = consumers.of(settings, name)
@@ -32,7 +33,7 @@ def look(settings: Settings, name: str, *, resend: bool = False) -> list[Message
             return messages
         with database.connection(scope.source, purpose="dispatch pump") as source:
             pgq = Pgq(source, scope.consumer.pgq_schema)
-            again_after = min(LOST_AFTER_SECONDS, scope.room.requeue_seconds) if resend else scope.room.requeue_seconds
+            again_after = scope.room.requeue_seconds if resend else None
             return messages + next_message(scope, pgq, target, again_after=again_after)
 
 
@@ -42,10 +43,10 @@ def next_message(scope: Scope, pgq: Pgq, target: Connection, *, again_after: flo
     pgq.conn.commit()
     if batch is None:
         return []
-    goes_out = store.mark_sent(
-        target, scope.name, batch.tick,
-        again_after=scope.room.requeue_seconds if again_after is None else again_after,
-    )  # fmt: skip
+    if again_after is None:
+        # It most likely waits in the room's queue, behind the batches of others.
+        again_after = scope.room.requeue_seconds * QUEUED_FACTOR
+    goes_out = store.mark_sent(target, scope.name, batch.tick, again_after=again_after)
     # Without a position somebody must say so: the worker parks the consumer, with what to do.
     goes_out = goes_out or not store.exists(target, scope.name)
     target.commit()

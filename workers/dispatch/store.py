@@ -47,6 +47,7 @@ def begin(conn: Connection, *, lock_seconds: float) -> None:
     """Open the transaction of a batch: how long locks are waited for, and how values are read."""
     SQL["begin_batch"].run(conn, {"milliseconds": str(int(lock_seconds * 1000))})
     SQL["default_path"].run(conn)
+    SQL["check_at_once"].run(conn)
 
 
 def lock(conn: Connection, consumer: str) -> Position | None:
@@ -93,9 +94,12 @@ def move(conn: Connection, consumer: str, *, tick: int, at: datetime, events: in
 
 
 def park(conn: Connection, consumer: str, queue: str, registered_as: str, problem: str) -> bool:
-    """Stop a consumer until a person has looked, with a row of its own if it had none; False when it was parked."""
+    """Stop a consumer until a person has looked; False when it was parked.
+
+    One without a row gets one; if somebody registers it at this moment, it is left as it is then.
+    """
     facts = {"consumer": consumer, "queue": queue, "registered_as": registered_as, "problem": problem}
-    return bool(SQL["insert_parked"].run(conn, facts) or SQL["park"].run(conn, facts))
+    return bool(SQL["park" if exists(conn, consumer) else "insert_parked"].run(conn, facts))
 
 
 def resume(conn: Connection, consumer: str) -> bool:
@@ -111,6 +115,16 @@ def mark_sent(conn: Connection, consumer: str, tick: int, *, again_after: float)
 def is_set_up(conn: Connection) -> bool:
     """Whether our tables are here."""
     return bool(SQL["is_set_up"].value(conn))
+
+
+def hold_back(conn: Connection, consumer: str, seconds: float) -> None:
+    """An attempt failed for good: the message of its batch is not sent again for so long."""
+    SQL["hold_back"].run(conn, {"consumer": consumer, "seconds": seconds})
+
+
+def was_told_lately(conn: Connection, event: str, subject: str) -> bool:
+    """Whether people have had an alert of this within the last hour."""
+    return bool(SQL["was_told_lately"].value(conn, {"event": event, "subject": subject}))
 
 
 def exists(conn: Connection, consumer: str) -> bool:
