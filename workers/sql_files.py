@@ -47,22 +47,27 @@ class Query:
             raise TypeError(f"{self.room}.{self.name} needs its slots {self.slots} first")
         return self.composed if self.composed is not None else self.text
 
+    def _executable(self, conn: Connection) -> str | sql.Composable:
+        """The statement for execution with parameters: there a % in an identifier or literal must be doubled, too."""
+        statement = self.statement()
+        return statement if isinstance(statement, str) else _doubled(statement, conn)
+
     def run(self, conn: Connection, parameters: Mapping[str, Any] | None = None) -> int:
         """Execute; the number of rows that it touched."""
         with conn.cursor() as cursor:
-            cursor.execute(self.statement(), parameters or {})
+            cursor.execute(self._executable(conn), parameters or {})
             return cursor.rowcount
 
     def rows(self, conn: Connection, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """Execute and fetch every row."""
         with conn.cursor() as cursor:
-            cursor.execute(self.statement(), parameters or {})
+            cursor.execute(self._executable(conn), parameters or {})
             return list(cursor.fetchall())
 
     def row(self, conn: Connection, parameters: Mapping[str, Any] | None = None) -> tuple[Any, ...] | None:
         """Execute and fetch the first row, or None."""
         with conn.cursor() as cursor:
-            cursor.execute(self.statement(), parameters or {})
+            cursor.execute(self._executable(conn), parameters or {})
             return cursor.fetchone()
 
     def value(self, conn: Connection, parameters: Mapping[str, Any] | None = None) -> Any:
@@ -73,9 +78,17 @@ class Query:
     def records(self, conn: Connection, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Execute and fetch every row as a dictionary by column name."""
         with conn.cursor() as cursor:
-            cursor.execute(self.statement(), parameters or {})
+            cursor.execute(self._executable(conn), parameters or {})
             names = [column.name for column in cursor.description or ()]
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def _doubled(part: sql.Composable, conn: Connection) -> sql.Composable:
+    if isinstance(part, sql.Composed):
+        return sql.Composed([_doubled(inner, conn) for inner in part.seq])
+    if isinstance(part, (sql.SQL, sql.Placeholder)):
+        return part
+    return sql.SQL(part.as_string(conn).replace("%", "%%"))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What happens in a demonstration: wait until all is healthy, run the instrument and the jobs, wait for all, tell."""
+"""What happens in a demonstration: wait until all is healthy, run instrument, jobs and events, wait for all, tell."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from producers.cli.demo_dispatch import Events, EventsOutcome
 from producers.cli.demo_jobs import JobOutcome, Jobs
 from producers.cli.instrument import DEVICES, Instrument, Written
 from workers import database, queues
@@ -65,6 +66,7 @@ class Progress:
     lag: dict[str, Any]
     waiting: int
     runs: int  # of jobs
+    events: EventsOutcome
 
     @property
     def all_written(self) -> Written:
@@ -77,12 +79,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end: the last progress, the rows of the archive, the seconds from first record to last row, and the jobs."""
+    """The end: the last progress, the archive's rows, the seconds from first record to last row, jobs, and events."""
 
     progress: Progress
     rows: int
     seconds: float
     jobs: tuple[JobOutcome, ...]
+    events: EventsOutcome
 
     @property
     def arrived(self) -> bool:
@@ -91,8 +94,8 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """Every record arrived, and every job did what it should."""
-        return self.arrived and not any(job.problem for job in self.jobs)
+        """Every record and every change event arrived, and every job did what it should."""
+        return self.arrived and not any(job.problem for job in self.jobs) and not self.events.problem
 
 
 class Play:
@@ -100,17 +103,20 @@ class Play:
 
     def __init__(
         self, conf: Settings, folder: Path, *, seconds: float, on_step: Callable[[Step], None],
-        on_progress: Callable[[Progress], None], on_outcome: Callable[[Outcome], None], keep: bool,
+        on_note: Callable[[str], None], on_progress: Callable[[Progress], None],
+        on_outcome: Callable[[Outcome], None], keep: bool,
     ) -> None:  # fmt: skip
         self.stop = threading.Event()
         self.outcome: Outcome | None = None
         self.error: BaseException | None = None
         self._conf, self._folder, self._seconds, self._keep = conf, folder, seconds, keep
-        self._on_step, self._on_progress, self._on_outcome = on_step, on_progress, on_outcome
+        self._on_step, self._on_note, self._on_progress = on_step, on_note, on_progress
+        self._on_outcome = on_outcome
         self._began = time.monotonic()
         self._watcher_log = folder / "logs" / "watcher.log"
         self._watcher_mark = log_size(self._watcher_log)
         self._jobs = Jobs(conf)
+        self._events = Events(conf, on_note)
         self._instrument = Instrument(conf.telemetry.data_dirs[0])
         self._instrument_error: BaseException | None = None
         self._history: list[tuple[float, int]] = []
@@ -139,6 +145,11 @@ class Play:
             status = self._status()
             for name in [name for name, ready in pending.items() if ready(status)]:
                 del pending[name]
+                if name == "schema":
+                    self._events.begin()
+                if name == "PgQ" and self._events.missing is not None:
+                    self._on_note(f"without change events: {self._events.missing}")
+                    continue
                 self._on_step(Step(name, time.monotonic() - self._began))
             hopeless = [one for one in status.children if one.restarts >= HOPELESS_RESTARTS] if status else []
             if hopeless:
@@ -156,6 +167,7 @@ class Play:
         yield "PostgreSQL", lambda _status: _answers(postgres.running)
         yield "Valkey", lambda _status: _answers(valkey.running)
         yield "schema", lambda status: status is not None and bool(status.children)
+        yield "PgQ", lambda _status: self._events.is_settled()
         for name, child in (("worker", "worker"), ("jobs worker", "jobs"), ("beat", "beat"), ("Flower", "flower")):
             yield name, partial(_runs, child=child)
         yield (
@@ -185,7 +197,9 @@ class Play:
             complete = progress.all_read.records >= progress.all_written.records
             if complete or time.monotonic() > deadline:
                 rows = sum(row["records"] for row in self._ask("rows_arrived"))
-                return Outcome(progress, rows, time.monotonic() - began, self._jobs.at_end(self._pause))
+                seconds = time.monotonic() - began
+                jobs = self._jobs.at_end(self._pause)
+                return Outcome(progress, rows, seconds, jobs, self._events.at_end(self._pause))
             self._pause(POLL_SECONDS)
 
     def _write(self, ends: threading.Event) -> None:
@@ -202,8 +216,10 @@ class Play:
         for row in self._ask("files_read"):
             read[_FORM_OF[row["device"]]] += Written(row["files"], row["records"])
         written = dict.fromkeys(FORMS, Written())
-        for device, count in self._instrument.written().items():
+        by_device = self._instrument.written()
+        for device, count in by_device.items():
             written[_FORM_OF[device]] += count
+        self._events.play(by_device)
         lag = api.lag(self._conf, self._since)
         waiting = sum(queue_depths(queues.names_for(self._conf)).values())
         now, total = time.monotonic(), sum(read.values(), Written()).records
@@ -211,7 +227,7 @@ class Play:
         first_at, first_total = self._history[0]
         rate = (total - first_total) / (now - first_at) if now > first_at else 0.0
         runs = sum(job.runs for job in self._jobs.outcomes(self._since))
-        return Progress(now - began, written, read, rate, lag, waiting, runs)
+        return Progress(now - began, written, read, rate, lag, waiting, runs, self._events.outcome())
 
     @property
     def _since(self) -> datetime:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from producers.cli.context import State
+from producers.cli.demo_dispatch import SOURCE, TARGET, EventsOutcome
 from producers.cli.demo_jobs import JobOutcome
 from producers.cli.demo_play import Outcome, Progress, Step
 from workers.services.endpoints import Endpoints
@@ -28,6 +30,7 @@ class Show:
     def __init__(self, state: State, folder: Path) -> None:
         self._state, self._folder = state, folder
         self._steps: list[Step] = []
+        self._notes: list[str] = []
         self._progress: Progress | None = None
         self._next_line = 0.0
         on_terminal = sys.stdout.isatty() and not state.json
@@ -51,6 +54,14 @@ class Show:
             self._live.update(self._picture())
         else:
             self._state.say(f"{step.name + ' is ready':<20} {step.seconds:6.1f} s")
+
+    def note(self, text: str) -> None:
+        """Something that is worth a line when it happens."""
+        self._notes.append(text)
+        if self._live is not None:
+            self._live.update(self._picture())
+        else:
+            self._state.say(text)
 
     def progress(self, progress: Progress) -> None:
         """How far it is now."""
@@ -89,7 +100,7 @@ class Show:
         out("")
         Console(highlight=False, soft_wrap=True).print(_jobs_table(outcome.jobs))
         out("")
-        for line in _about_jobs(outcome.jobs):
+        for line in [*_about_jobs(outcome.jobs), "", *_about_events(outcome.events)]:
             out(line)
         out("")
         for line in self._where_to_look(endpoints) if kept else _next_steps() if outcome.good else []:
@@ -109,6 +120,7 @@ class Show:
             f"password: postgres_headrace_password in {passwords}",
             "  then     SELECT device, ec, count(*) FROM telem GROUP BY device, ec;",
             f"  jobs     headrace --config {config} postprocessing list",
+            f"  events   SELECT * FROM {TARGET}; headrace --config {config} dispatch status",
             f"  files    {self._folder / 'instrument'}; logs: {self._folder / 'logs'}",
             "  more     README.md",
         ]
@@ -129,6 +141,7 @@ class Show:
                 for form, count in progress.written.items()
             },
             "jobs": {line.job.name: _job_document(line) for line in outcome.jobs},
+            "events": asdict(outcome.events) | {"problem": outcome.events.problem},
             "steps": {step.name: round(step.seconds, 2) for step in self._steps},
             "data_dir": self._folder,
             "flower_url": endpoints["flower_url"],
@@ -140,11 +153,11 @@ class Show:
         steps.add_row("", f"everything lives in {self._folder}")
         for step in self._steps:
             steps.add_row(Text("✓", style="green"), step.name, f"{step.seconds:.1f} s")
-        if self._progress is None:
-            return steps
-        return Group(
-            steps, "", _table(self._progress), f"{self._progress.seconds:.0f} s: {_conditions(self._progress)}"
-        )
+        parts: list[RenderableType] = [steps, *map(Text, self._notes)]
+        if self._progress is not None:
+            conditions = f"{self._progress.seconds:.0f} s: {_conditions(self._progress)}"
+            parts += ["", _table(self._progress), conditions]
+        return Group(*parts)
 
 
 def _table(progress: Progress) -> Table:
@@ -183,6 +196,20 @@ def _about_jobs(jobs: Sequence[JobOutcome]) -> list[str]:
     ]
 
 
+def _about_events(events: EventsOutcome) -> list[str]:
+    if events.missing is not None:
+        return [f"No change events were dispatched: {events.missing}."]
+    if events.problem is not None or events.poison is None:
+        return [f"Change events: {events.problem}; that is WRONG."]
+    return [
+        f"{events.applied} change events of {SOURCE} went through PgQ into {TARGET}, the last ones within "
+        f"{_seconds(events.slowest_seconds)}; it has {len(events.partitions)} day partitions, "
+        f"{events.made_ahead} of them made ahead.",
+        f"One failed, on purpose ({events.poison.error}); the column was mended, the event replayed; 0 failed now.",
+        f"Source and target agree: {events.rows} rows.",
+    ]
+
+
 def _times(count: int) -> str:
     return {1: "once", 2: "twice"}.get(count, f"{count} times")
 
@@ -202,10 +229,13 @@ def _job_document(one: JobOutcome) -> dict[str, Any]:
 
 
 def _conditions(progress: Progress) -> str:
-    lag = progress.lag
+    lag, events = progress.lag, progress.events
+    failed = f", {events.failed} failed" if events.failed else ""
+    about_events = f"; events: {events.applied} applied{failed}, lag {_seconds(events.lag_seconds)}"
     return (
         f"{progress.rate:,.0f} records/s, lag p50 {_seconds(lag['p50'])} p99 {_seconds(lag['p99'])}, "
         f"{progress.waiting} messages waiting; jobs: {progress.runs} runs"
+        f"{about_events if events.missing is None else ''}"
     )
 
 

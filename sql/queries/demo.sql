@@ -91,3 +91,71 @@ SELECT e.job_id, e.runs, e.succeeded, e.succeeded_since, e.skipped, e.retries, c
               ORDER BY slot) AS missing
   FROM ended AS e
   JOIN headrace.job AS j USING (job_id)
+
+-- name: create_devices
+-- What the instrument changes, the day partitions that PgQ's events go into, and procedures about both; quick ticks.
+CREATE SCHEMA IF NOT EXISTS demo;
+
+CREATE TABLE IF NOT EXISTS demo.device (
+    device text PRIMARY KEY,
+    state text NOT NULL,
+    files bigint NOT NULL,
+    records bigint NOT NULL,
+    bytes bigint NOT NULL,
+    changed_at timestamptz NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS demo.device_by_day (
+    day date NOT NULL,
+    device text NOT NULL,
+    state varchar(10) NOT NULL,
+    files bigint NOT NULL,
+    records bigint NOT NULL,
+    bytes bigint NOT NULL,
+    changed_at timestamptz NOT NULL,
+    arrived_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (device, day)
+) PARTITION BY RANGE (day);
+
+-- An earlier demonstration has widened it.
+ALTER TABLE demo.device_by_day ALTER COLUMN state TYPE varchar(10) USING left(state, 10);
+
+CREATE OR REPLACE PROCEDURE demo.write_devices(devices jsonb) LANGUAGE plpgsql AS $body$
+BEGIN
+    INSERT INTO demo.device AS d (device, state, files, records, bytes, changed_at)
+    SELECT r.device, r.state, r.files, r.records, r.bytes, clock_timestamp()
+      FROM jsonb_to_recordset(devices) AS r(device text, state text, files bigint, records bigint, bytes bigint)
+    ON CONFLICT (device) DO UPDATE
+       SET state = excluded.state, files = excluded.files, records = excluded.records, bytes = excluded.bytes,
+           changed_at = excluded.changed_at;
+END
+$body$;
+
+CREATE OR REPLACE PROCEDURE demo.compare_devices(OUT devices bigint, OUT differing bigint, OUT slowest interval)
+LANGUAGE plpgsql AS $body$
+BEGIN
+    SELECT count(*),
+           count(*) FILTER (WHERE to_jsonb(s) IS DISTINCT FROM to_jsonb(t) - 'day' - 'arrived_at'),
+           -- What was replayed came late on purpose.
+           max(t.arrived_at - t.changed_at) FILTER (WHERE t.device <> 'dome')
+      INTO devices, differing, slowest
+      FROM demo.device AS s
+      FULL JOIN (SELECT DISTINCT ON (d.device) d.*
+                   FROM demo.device_by_day AS d
+                  ORDER BY d.device, d.day DESC) AS t ON t.device = s.device;
+END
+$body$;
+
+SELECT pgq.set_queue_config('demo', 'ticker_max_lag', '1 second')
+
+-- name: write_devices
+-- The devices as the instrument has them now: rows as a JSON array.
+CALL demo.write_devices(%(rows)s::jsonb)
+
+-- name: compare_devices
+-- How many devices there are, how many differ between the source and the target's newest day, and how late rows came.
+CALL demo.compare_devices(NULL, NULL, NULL)
+
+-- name: widen_state
+-- What mends the event that fails on purpose.
+ALTER TABLE demo.device_by_day ALTER COLUMN state TYPE text

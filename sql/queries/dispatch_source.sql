@@ -41,7 +41,7 @@ COPY (SELECT ev_id, ev_type, ev_data, ev_extra1, CASE WHEN ev_type NOT LIKE '%:%
 -- Whether the events of a batch may be divided by the hash of their first column.
 -- slots: events, eligible
 SELECT coalesce(bool_and(fits), true)
-  FROM (SELECT min({eligible}::int) = max({eligible}::int) AND bool_and(ev_type <> 'R' AND ev_type NOT LIKE '%TRUNCATE%')
+  FROM (SELECT min({eligible}::int) = max({eligible}::int) AND bool_and(ev_type <> 'R' AND position('TRUNCATE' IN ev_type) = 0)
           FROM ({events}) AS e GROUP BY ev_extra1) AS t (fits)
 
 -- name: whole_events
@@ -102,8 +102,10 @@ SELECT {pgq}.register_consumer_at(%(queue)s, %(consumer)s, %(tick)s)
 SELECT {pgq}.unregister_consumer(%(queue)s, %(consumer)s)
 
 -- name: schema_exists
--- Whether PgQ's schema is there.
-SELECT to_regnamespace(quote_ident(%(schema)s)) IS NOT NULL
+-- Whether PgQ is in a schema.
+SELECT to_regclass(quote_ident(%(schema)s) || '.queue') IS NOT NULL
+       AND EXISTS (SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+                    WHERE n.nspname = %(schema)s AND p.proname = 'next_batch_info')
 
 -- name: source_facts
 -- What the source's sessions have by default: the time zone as cube_dispatcher saw it, and the encoding.

@@ -1,4 +1,4 @@
-"""`headrace demo` as a newcomer runs it: records arrive, procedures run, and no end of it leaves a process behind."""
+"""`headrace demo` as a newcomer runs it: records and events arrive, procedures run, and no process is left behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,16 @@ from typing import Any
 
 import pytest
 
+from producers.cli import demo_dispatch
+from producers.cli.demo_dispatch import Events
 from producers.cli.demo_jobs import Jobs
+from producers.cli.instrument import Written
+from tests.integration.dispatch.conftest import missing, pl_only_sql  # noqa: F401
+from workers import settings as settings_module
+from workers.dispatch import api
+from workers.dispatch_settings import Dispatch
+from workers.errors import PermanentFailure
+from workers.messages import ReplayEvents
 from workers.services.postgres import PostgresServer
 from workers.services.processes import is_alive, process_state
 from workers.settings import Settings
@@ -123,8 +132,20 @@ def assert_jobs_ran(document: dict[str, Any]) -> None:
     assert flaky["last"] == "works, after 2 failures"
 
 
+def assert_events_arrived(events: dict[str, Any]) -> None:
+    """Each change is in today's partition, the one that failed on purpose, too, and the next days have theirs."""
+    assert events["problem"] is None
+    assert events["applied"] == events["changes"] > 10
+    assert (events["rows"], events["differing"], events["failed"]) == (9, 0, 0)
+    assert "value too long" in events["poison"]["error"]
+    assert events["poison"]["state"] == "replayed"
+    assert len(events["partitions"]) >= 4
+    assert events["made_ahead"] in (2, 3)  # two where midnight came in between
+    assert 0 < events["slowest_seconds"] < 20  # one or two are usual
+
+
 def test_every_record_arrives_and_nothing_stays(scratch: Path, environment: dict[str, str]) -> None:
-    """The demonstration ends by itself, with every record in the archive, every slot on record, and no folder left."""
+    """It ends by itself: all records in the archive, all slots on record, all events in their partition, no folder."""
     done = subprocess.run(
         [*HEADRACE, "--seconds", "4", "--json"],
         cwd=scratch, env=environment, capture_output=True, text=True, timeout=100, check=False,
@@ -137,10 +158,14 @@ def test_every_record_arrives_and_nothing_stays(scratch: Path, environment: dict
     assert document["dead_letters"] == 0
     assert all(form["records"] for form in document["forms"].values())
     assert list(document["steps"])[:2] == ["PostgreSQL", "Valkey"]
-    assert len(document["steps"]) == 8
     assert_jobs_ran(document)
     assert "password" not in done.stdout.lower()
     assert list((scratch / "tmp").iterdir()) == []
+    if document["events"]["missing"] is not None:
+        assert len(document["steps"]) == 8
+        missing(document["events"]["missing"])
+    assert len(document["steps"]) == 9
+    assert_events_arrived(document["events"])
 
 
 def test_a_slot_without_record_is_told(conf: Settings, sql: Callable[..., list[tuple[Any, ...]]]) -> None:
@@ -178,6 +203,72 @@ def test_a_second_demonstration_begins_anew(conf: Settings, sql: Callable[..., l
     now = sql("SELECT job_id FROM headrace.jobs ORDER BY job_id")
     assert len(earlier) == len(now) == 2
     assert not set(earlier) & set(now)
+
+
+@pytest.fixture
+def events_conf(conf: Settings) -> Settings:
+    """Settings with the demonstration's consumer, in force for this process."""
+    consumers = Dispatch.model_validate(demo_dispatch.SETTINGS)
+    return settings_module.use(conf.model_copy(update={"dispatch": consumers}))
+
+
+def test_each_trouble_with_events_is_told(
+    events_conf: Settings,
+    sql: Callable[..., list[tuple[Any, ...]]],
+    work: Callable[..., list[str]],
+    pl_only_sql: Path,  # noqa: F811
+) -> None:
+    """Events that wait or did not fail, one that was not replayed, rows that differ, no next partition: all told."""
+    notes: list[str] = []
+    for number in (1, 2):  # in a folder that is used again everything is there, and happens once more
+        events = Events(events_conf, notes.append)
+        events.set_up()
+        assert events.missing is None
+        events.play({"tcsi": Written(number, 10, 100), "holoop": Written()})
+        assert events.outcome().problem == "the event that was to fail did not"
+        events.play({"tcsi": Written(number, 20, 200), "holoop": Written()})
+        apply_events(events_conf, sql, work)
+        found = events.outcome()
+        assert found.problem is not None
+        assert found.problem.startswith("failed events wait (1), the newest because: value too long")
+        assert (found.changes, found.applied, found.rows, found.differing) == (5, 5, 3, 1)
+        sql("ALTER TABLE demo.device_by_day ALTER COLUMN state TYPE text")
+        assert work(ReplayEvents(consumer="demo"), settings=events_conf) == []
+        assert (events.outcome().problem == "no partition of demo.device_by_day was made ahead") == (number == 1)
+        assert work(*api.due_for_tending(events_conf), settings=events_conf) == []
+        assert events.outcome().problem is None
+    sql("UPDATE demo.device_by_day SET files = 7 WHERE device = 'tcsi'")
+    assert events.outcome().problem == "1 of 3 rows differ between demo.device and demo.device_by_day"
+    sql("UPDATE headrace.failed_event SET state = 'superseded'")
+    assert events.outcome().problem == "the event that was to fail is superseded instead of replayed"
+    sql("UPDATE headrace.dispatch_position SET state = 'parked', problem = 'it got lost'")
+    assert events.outcome().problem == "the consumer demo is parked: it got lost"
+    assert notes == []
+
+
+def apply_events(conf: Settings, sql: Callable[..., list[tuple[Any, ...]]], work: Callable[..., list[str]]) -> None:
+    """Tick the queue, and apply what is in it."""
+    sql("SELECT pgq.force_tick('demo')")
+    assert sql("SELECT pgq.ticker('demo')") != [(None,)]
+    assert work(*api.look(conf, "demo"), settings=conf) == []
+
+
+def test_without_pgq_the_rest_goes_on(events_conf: Settings, sql: Callable[..., list[tuple[Any, ...]]]) -> None:
+    """Where PgQ cannot be installed the demonstration says why, makes nothing, and has no problem."""
+    sql("CREATE SCHEMA pgq")
+    events = Events(events_conf, pytest.fail)
+    events.set_up()
+    assert "has nothing of PgQ in it" in str(events.missing)
+    events.play({"tcsi": Written(1, 10, 100)})
+    assert events.outcome().missing == events.missing
+    assert events.outcome().problem is None
+    assert sql("SELECT to_regclass('demo.device')") == [(None,)]
+
+
+def test_the_ticker_says_what_to_do_where_pgq_is_missing(events_conf: Settings) -> None:
+    """A tick in a database without PgQ is refused in words, as a look at it is."""
+    with pytest.raises(PermanentFailure, match="has no PgQ in schema 'pgq'"):
+        api.tick(events_conf, "demo")
 
 
 def test_ctrl_c_ends_everything(scratch: Path, demo: subprocess.Popen[str]) -> None:

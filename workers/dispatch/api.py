@@ -18,6 +18,7 @@ from workers.dispatch import (
     store,
     tending,
     triggers,
+    verification,
     watch,
 )
 from workers.dispatch.cube_file import SWITCHES, CubeFile
@@ -26,12 +27,13 @@ from workers.dispatch.partitions import PartitionRow
 from workers.dispatch.positions import Placed
 from workers.dispatch.setup_catalog import Step as SetupStep
 from workers.dispatch.source_store import Pgq
+from workers.dispatch.verification import Comparison
 from workers.errors import PermanentFailure
 from workers.messages import Message, TendPartitions
 from workers.settings import Settings
 from workers.targets import Target
 
-__all__ = ["SWITCHES", "CubeFile", "PartitionRow", "Placed", "SetupStep"]
+__all__ = ["SWITCHES", "Comparison", "CubeFile", "PartitionRow", "Placed", "SetupStep"]
 
 adopt = positions.adopt
 begin_drop_in = positions.begin_drop_in
@@ -45,6 +47,7 @@ resume = positions.resume
 rewind = positions.rewind
 status = watch.status
 tick = watch.tick
+verify = verification.verify
 watch_lag = watch.watch
 
 
@@ -179,6 +182,7 @@ def pump_until_dry(settings: Settings, name: str) -> list[Message]:
     Raises PermanentFailure for a consumer that is parked.
     """
     scope = consumers.of(settings, name)
+    consumers.ensure(scope)
     with database.connection(scope.target, purpose="dispatch drain", autocommit=True) as target:
         found = store.position(target, scope.name)
     if found is not None and found["state"] == "parked":
@@ -187,3 +191,19 @@ def pump_until_dry(settings: Settings, name: str) -> list[Message]:
         scope.source, purpose="dispatch drain"
     ) as source:  # fmt: skip
         return pump.next_message(scope, Pgq(source, scope.consumer.pgq_schema), target, again_after=0.0)
+
+
+def has_ticks(settings: Settings, name: str) -> bool:
+    """Whether the source has an open batch of a consumer, or a tick that it has not come to."""
+    scope = consumers.of(settings, name)
+    with database.connection(scope.source, purpose="dispatch drain", autocommit=True) as source:
+        pgq = Pgq(source, scope.consumer.pgq_schema)
+        standing, queue = pgq.registration(scope.queue, scope.registered_as), pgq.queue(scope.queue)
+    if standing is None or queue is None:
+        return False
+    return standing.current_batch is not None or bool(queue["last_tick_id"] > standing.last_tick)
+
+
+def source_names(settings: Settings) -> list[str]:
+    """The databases of the settings that consumers read from."""
+    return sorted({settings.dispatch.consumers[name].source for name in names(settings)})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from workers import database, migrations
@@ -13,6 +15,7 @@ from workers.settings import Settings, did_you_mean
 from workers.targets import Target
 
 ROOMS = ("alerts", "dispatch")
+_NO_PGQ = ("3F000", "42883", "42P01")  # no such schema, function or table
 _READY_LASTS_SECONDS = 300.0
 
 _ready: dict[str, float] = {}
@@ -88,6 +91,29 @@ def migrate(conn: Connection, target: Target) -> list[str]:
         raise PermanentFailure(
             f"{target.name}: the schema headrace cannot be made: {database.first_line(error)}; have its owner run"
             " GRANT CREATE ON DATABASE for this role, or run `headrace dispatch setup` as one who may"
+        ) from error
+
+
+@contextmanager
+def asking(scope: Scope, conn: Connection) -> Iterator[None]:
+    """Turn PgQ's own complaints, or its absence, into a PermanentFailure that says what to do."""
+    try:
+        yield
+    except database.DatabaseError as error:
+        code = database.sqlstate(error)
+        if code not in ("P0001", *_NO_PGQ):
+            raise
+        if not conn.autocommit:
+            conn.rollback()
+        said = database.first_line(error)
+        if code == "P0001":
+            raise PermanentFailure(
+                f"{scope.name}: PgQ at {scope.source.name} says: {said}; `headrace dispatch register {scope.name}`"
+                " registers the consumer (--create-queue: makes the queue, too)"
+            ) from error
+        raise PermanentFailure(
+            f"{scope.name}: {scope.source.name} has no PgQ in schema {scope.consumer.pgq_schema!r}: {said};"
+            " `headrace dispatch install-pgq`, or set pgq_schema"
         ) from error
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import re
 import socket
-import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -14,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from workers.dispatch.skytools_ini import NAME, Value, filled, parse
 from workers.errors import SettingsError
 from workers.targets import redacted
 
@@ -59,13 +59,6 @@ _GROUPS = {
     "exception_": _RETRIES,
     "sql_retry": _RETRIES,
 }
-# Skytools ran on Python 2, whose reader of INI files this follows: it saw ASCII, and white space nowhere else.
-_WHITE = " \t\r\f\v"
-_COMMENT = re.compile(r"[#;]|[ \t]+#|rem\s", re.ASCII | re.IGNORECASE)
-_SECTION = re.compile(r"\[([^]]+)\]")
-_SETTING = re.compile(r"([^:=\s][^:=]*)[:=]\s*(.*)", re.ASCII | re.DOTALL)
-_NAME = re.compile(r"[\w.-]+", re.ASCII)
-_REFERENCE = re.compile(r"%(?:(%)|\(([^)]+)\)s)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +75,13 @@ class CubeFile:
         return f"{self.file.name!r}: " + ("; ".join(self.notes) or "every setting is used as it is")
 
 
-@dataclass(slots=True)
-class _Value:
-    lines: list[str]
-    number: int  # of the line that it starts in
-    cut: bool  # whether a comment followed in that line
-
-
 def read(path: Path) -> CubeFile:
     """The file as overrides for `workers.settings.load`, by the rules that Skytools read it with.
 
     `~` and environment variables are left alone: Skytools expanded `~` in logfile and pidfile only, which have no
     use here. Raises SettingsError with every problem of the file at once.
     """
-    sections, shared = _parsed(path)
+    sections, shared = parse(path, SERVICE)
     section, notes = _section_of(path, list(sections))
     given = {**shared, **sections[section]}
     texts = {key: "\n".join(value.lines) for key, value in given.items()}
@@ -107,7 +93,7 @@ def read(path: Path) -> CubeFile:
     says: dict[str, str] = {}
     for key in (key for key in _USED if key in given):
         try:
-            says[key] = _filled(known, key, used)
+            says[key] = filled(known, key, used)
         except ValueError as error:
             problems.append(f"{path}: [{section}] {key} (line {given[key].number}): {error}")
     for key in ("src_db", "dst_db"):
@@ -117,7 +103,7 @@ def read(path: Path) -> CubeFile:
         problems.append(f"{path}: [{section}] the queue is missing; set pgq_queue_name (Skytools 3: queue_name)")
     mode = says.get("mode", "keep_latest")
     if mode not in ("keep_latest", "keep_all"):
-        shown = mode if _NAME.fullmatch(mode) else "its value"
+        shown = mode if NAME.fullmatch(mode) else "its value"
         problems.append(f"{path}: [{section}] mode: {shown} is neither keep_latest nor keep_all; set one of the two")
     if problems:
         raise SettingsError(problems)
@@ -181,7 +167,7 @@ def _tables(says: dict[str, str]) -> list[str]:
     return [name if "." in name else f"public.{name}" for name in names if name]
 
 
-def _notes(given: dict[str, _Value], says: dict[str, str], used: set[str], name: str) -> Iterator[str]:
+def _notes(given: dict[str, Value], says: dict[str, str], used: set[str], name: str) -> Iterator[str]:
     if not says.get("job_name"):
         yield f"job_name: missing, {name!r} after the file" + _as_registered(says)
     for pair in (("pgq_queue_name", "queue_name"), ("pgq_consumer_id", "consumer_name")):
@@ -199,7 +185,7 @@ def _notes(given: dict[str, _Value], says: dict[str, str], used: set[str], name:
         if key in _USED or (key in used and key not in _REPLACED):
             continue
         meaning = _REPLACED.get(key) or next((_GROUPS[start] for start in _GROUPS if key.startswith(start)), None)
-        if not _NAME.fullmatch(key):
+        if not NAME.fullmatch(key):
             # Most likely a value's next line without its indent, perhaps with a password: not to be repeated.
             yield f"line {value.number}: unknown, not used; what goes on with the value above must be indented"
         elif meaning:
@@ -222,77 +208,6 @@ def _section_of(path: Path, sections: list[str]) -> tuple[str, list[str]]:
         found = ", ".join(map(repr, sections)) or "none"
         raise SettingsError([f"{path}: there is no section [{SERVICE}]; found: {found}; is it the right file?"])
     return sections[0], [f"section {sections[0]!r}: taken for [{SERVICE}], the only one there is"]
-
-
-def _filled(known: dict[str, str], key: str, used: set[str], on_the_way: tuple[str, ...] = ()) -> str:
-    """A setting with each %(name)s replaced by that setting. Raises ValueError for what is no such reference."""
-
-    def replaced(match: re.Match[str]) -> str:
-        percent, name = match.groups()
-        if percent:
-            return "%"
-        if name is None:
-            raise ValueError("a lone % is no text in these files; write %% for it, or %(name)s for another setting")
-        name = name.lower()
-        if name not in known:
-            raise ValueError(f"%({name})s is not set anywhere in the file; set it, or write %% for a plain %")
-        if name in (key, *on_the_way):
-            raise ValueError(f"%({name})s leads back to itself; write out one of the two settings")
-        used.add(name)
-        return _filled(known, name, used, (*on_the_way, key))
-
-    return _REFERENCE.sub(replaced, known[key])
-
-
-def _parsed(path: Path) -> tuple[dict[str, dict[str, _Value]], dict[str, _Value]]:
-    """The sections, and what [DEFAULT] shares with all of them; a line that is out of place is told by its number."""
-    sections: dict[str, dict[str, _Value]] = {}
-    shared: dict[str, _Value] = {}
-    problems: list[str] = []
-    section: dict[str, _Value] | None = None
-    value: _Value | None = None
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        where = f"{path}: line {number}"
-        if not line.strip(_WHITE) or _COMMENT.match(line):
-            continue
-        if line[0] in _WHITE and value is not None:
-            value.lines.append(line.strip(_WHITE))
-        elif header := _SECTION.match(line):
-            name, value = header[1], None
-            if name in sections:
-                problems.append(f"{where}: the section {name!r} is there twice; join the two")
-            section = shared if name == "DEFAULT" else sections.setdefault(name, {})
-        elif section is None:
-            problems.append(f"{where}: stands before the first section; [{SERVICE}] is missing above it")
-            break
-        elif setting := _SETTING.match(line):
-            key, text = setting[1].rstrip(_WHITE).lower(), setting[2]
-            if key in section:
-                shown = key if _NAME.fullmatch(key) else "the key"
-                problems.append(f"{where}: {shown} is in line {section[key].number} too; take one of them away")
-            # Only the first semicolon counts, and only behind white space: the rest of the line is a comment then.
-            end = text.find(";")
-            cut = end > 0 and text[end - 1] in _WHITE
-            text = (text[:end] if cut else text).strip(_WHITE)
-            value = section[key] = _Value([text if text != '""' else ""], number, cut)
-        else:
-            problems.append(f"{where}: neither `key = value` nor indented like the rest of the value above it")
-    if problems:
-        raise SettingsError(problems)
-    return sections, shared
-
-
-def _text(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise SettingsError([f"{path}: cannot be read: {error}"]) from error
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    # A file that is indented as a whole was pasted from the manual page.
-    return textwrap.dedent(text.replace("\r\n", "\n"))
 
 
 def _dsns(databases: dict[str, Any]) -> list[str]:

@@ -25,6 +25,7 @@ from workers.errors import PermanentFailure
 # failed_event, and 57014 and the like are the server's.
 _BLAMED = ("21", "22", "23", "42", "44", "0A", "54", "P0", "2F", "38", "39")
 _NOT_BLAMED = ("42501",)
+ERROR_CHARACTERS = 2000
 _DUPLICATE, _CHECK, _NO_PARENT = "23505", "23514", "23503"
 
 
@@ -242,6 +243,8 @@ class Loader:
                     failure.state = "superseded"
 
     def _fail(self, event: int, failure: Failure) -> None:
+        if len(failure.error) > ERROR_CHARACTERS:  # it quotes a value of a megabyte
+            failure.error = failure.error[: ERROR_CHARACTERS - 1] + "…"
         self.failures[event] = failure
         if failure.destination is not None and failure.key is not None and failure.state == "waiting":
             self._waiting.setdefault(failure.destination, set()).add(failure.key)

@@ -7,7 +7,6 @@ from workers.database import Connection
 from workers.dispatch import consumers, rules, store
 from workers.dispatch.consumers import Scope
 from workers.dispatch.source_store import Batch, Pgq
-from workers.errors import PermanentFailure
 from workers.messages import DeliverAlerts, DispatchBatch, Message
 from workers.settings import Settings
 
@@ -55,22 +54,8 @@ def next_message(scope: Scope, pgq: Pgq, target: Connection, *, again_after: flo
 
 def _next_batch(scope: Scope, pgq: Pgq) -> Batch | None:
     merge = scope.consumer.merge_events if rules.merges(scope.consumer) else None
-    try:
+    with consumers.asking(scope, pgq.conn):
         return pgq.next_batch(scope.queue, scope.registered_as, merge_events=merge)
-    except database.DatabaseError as error:
-        code = database.sqlstate(error)
-        pgq.conn.rollback()
-        if code == "P0001":
-            raise PermanentFailure(
-                f"{scope.name}: PgQ at {scope.source.name} says: {database.first_line(error)};"
-                f" `headrace dispatch register {scope.name}` registers it"
-            ) from error
-        if code in ("3F000", "42883", "42P01"):
-            raise PermanentFailure(
-                f"{scope.name}: {scope.source.name} has no PgQ in schema {pgq.schema!r}: {database.first_line(error)};"
-                " `headrace dispatch install-pgq`, or set pgq_schema"
-            ) from error
-        raise
 
 
 def _message(scope: Scope, batch: Batch) -> DispatchBatch:

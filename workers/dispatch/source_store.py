@@ -21,7 +21,7 @@ SQL = queries("dispatch_source")
 # on the producer's time zone: it has a colon.
 _ELIGIBLE = sql.SQL(
     "(split_part(ev_data, '=', 1) = ANY (string_to_array(substr(ev_type, 3), ','))"
-    " AND position('%3a' IN split_part(ev_data, '&', 1)) = 0)"
+    " AND position(chr(37) || '3a' IN split_part(ev_data, '&', 1)) = 0)"
 )
 _ESCAPE = re.compile(r"\\(.)")
 _ESCAPED = {"t": "\t", "n": "\n", "r": "\r", "b": "\b", "f": "\f", "v": "\v"}
@@ -110,7 +110,7 @@ class Pgq:
         return bool(self._("queue_exists").value(self.conn, {"queue": queue}))
 
     def is_installed(self) -> bool:
-        """Whether the schema is there."""
+        """Whether PgQ is in the schema."""
         return bool(SQL["schema_exists"].value(self.conn, {"schema": self.schema}))
 
     def tick_time(self, queue: str, tick: int) -> datetime | None:

@@ -23,7 +23,10 @@ def tick(settings: Settings, name: str) -> int | None:
     scope = consumers.of(settings, name)
     if not scope.consumer.run_ticker:
         return None
-    with database.connection(scope.source, purpose="dispatch ticker") as source:
+    with (
+        database.connection(scope.source, purpose="dispatch ticker") as source,
+        consumers.asking(scope, source),
+    ):
         made = Pgq(source, scope.consumer.pgq_schema).tick(scope.queue)
         source.commit()
     return made
@@ -40,7 +43,9 @@ def maintain(settings: Settings, name: str) -> list[str]:
         return done
     with database.connection(scope.source, purpose="dispatch maintenance", autocommit=True) as source:
         pgq = Pgq(source, scope.consumer.pgq_schema)
-        operations = [*pgq.maintenance(), (f"{pgq.schema}.maint_retry_events", None)]
+        with consumers.asking(scope, source):
+            wanted = pgq.maintenance()
+        operations = [*wanted, (f"{pgq.schema}.maint_retry_events", None)]
         for function, argument in operations:
             try:
                 for _ in range(MAINTENANCE_ROUNDS):
@@ -102,8 +107,9 @@ _LATE = "late: "
 
 def _at_target(target: Connection, scope: Scope) -> dict[str, Any]:
     found: dict[str, Any] = {"state": "not registered", "tick": None, "tick_at": None, "problem": None}
+    found |= {"batches": 0, "events": 0}
     if not store.is_set_up(target):
-        return found | {"failed_events": 0, "batches": 0, "events": 0}
+        return found | {"failed_events": 0, "failed_since": None, "newest_error": None}
     position = store.position(target, scope.name)
     if position is not None:
         names = ("state", "tick", "tick_at", "problem", "parked_at", "late_since", "batches", "events", "updated_at")

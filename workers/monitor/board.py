@@ -1,16 +1,18 @@
-"""What the page and the metrics show: the answers of control and telemetry database, broker, and jobs' databases."""
+"""What the page and the metrics show: the answers of control and telemetry database, broker, jobs and consumers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import Celery
 
 from workers import database, queues, status
 from workers.app import app, queue_depths
+from workers.dispatch import api as dispatch
+from workers.monitor import consumers
 from workers.monitor.answers import Answer, Question
 from workers.monitor.job_metrics import MEASURED
 from workers.monitor.jobs import FAILURES, SHOWN
@@ -21,6 +23,9 @@ from workers.telemetry import api as telemetry
 
 SQL = queries("monitor")
 
+K = TypeVar("K")
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -30,6 +35,7 @@ class Snapshot:
     telemetry: Answer[dict[str, Any]] = field(default_factory=Answer)
     queues: Answer[dict[str, int]] = field(default_factory=Answer)
     postprocessing: dict[str, Answer[dict[str, Any]]] = field(default_factory=dict)  # by database
+    dispatch: dict[tuple[str, str], Answer[dict[str, Any]]] = field(default_factory=dict)  # by (consumer, queue)
 
     def servers(self) -> dict[str, str | None]:
         """Per server why it does not answer, None where it does."""
@@ -41,7 +47,7 @@ class Snapshot:
 
 
 class Board:
-    """The questions of one Flower process: three, and one for each database with jobs."""
+    """The questions of one Flower process: three, one for each database with jobs, and one for each PgQ consumer."""
 
     def __init__(self, conf: Settings) -> None:
         self._conf = conf
@@ -50,14 +56,17 @@ class Board:
         self._telemetry = Question("telemetry", lambda: _telemetry_status(conf))
         self._broker = Question("broker", lambda: queue_depths(self._names))
         self._jobs = {name: _jobs_question(conf, name) for name in postprocessing.names(conf)}
+        # One for each, not one for each database: a source that is dead hides no consumer of another one.
+        self._consumers = {
+            (name, conf.dispatch.consumers[name].queue): _consumer_question(conf, name) for name in dispatch.names(conf)
+        }
 
     async def look(self) -> Snapshot:
         """Ask what is not known freshly. Takes at most six seconds; trouble is in the answers, never raised."""
-        (control, depths), room, *jobs = await asyncio.gather(
-            self._control_then_broker(), self._telemetry.answer(), *(each.answer() for each in self._jobs.values())
+        (control, depths), room, jobs, of_consumers = await asyncio.gather(
+            self._control_then_broker(), self._telemetry.answer(), _answers(self._jobs), _answers(self._consumers)
         )
-        by_database = dict(zip(self._jobs, jobs, strict=True))
-        return Snapshot(control=control, telemetry=room, queues=depths, postprocessing=by_database)
+        return Snapshot(control=control, telemetry=room, queues=depths, postprocessing=jobs, dispatch=of_consumers)
 
     async def _control_then_broker(self) -> tuple[Answer[dict[str, Any]], Answer[dict[str, int]]]:
         control = await self._control.answer()
@@ -81,6 +90,22 @@ def _jobs_question(conf: Settings, name: str) -> Question[dict[str, Any]]:
         f"jobs-{name}",
         lambda: postprocessing.overview(conf, name, shown=SHOWN, measured=MEASURED, failures=FAILURES),
     )
+
+
+def _consumer_question(conf: Settings, name: str) -> Question[dict[str, Any]]:
+    return Question(f"consumer-{name}", lambda: _consumer_status(conf, name))
+
+
+def _consumer_status(conf: Settings, name: str) -> dict[str, Any]:
+    found = dispatch.status(conf, name)
+    # Not asked for without any: it makes our tables at a target that has none yet, which a look must not.
+    failures = dispatch.failed(conf, name, limit=consumers.FAILURES) if found["failed_events"] else []
+    return found | {"failures": failures}
+
+
+async def _answers(questions: Mapping[K, Question[T]]) -> dict[K, Answer[T]]:
+    found = await asyncio.gather(*(question.answer() for question in questions.values()))
+    return dict(zip(questions, found, strict=True))
 
 
 def _telemetry_status(conf: Settings) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tornado.template import DictLoader
 from tornado.web import HTTPError, URLSpec, authenticated
 
 from workers.monitor.board import Board, Snapshot
+from workers.monitor.consumers import overview
 from workers.monitor.jobs import sections
 from workers.monitor.metrics import exposition
 from workers.monitor.readable import one_line
@@ -73,7 +75,7 @@ class Metrics(Guarded, monitor.Metrics):
 
 
 class Page(Guarded):
-    """`/headrace`: queues, hosts, pauses, rooms, failures, jobs and telemetry at one look."""
+    """`/headrace`: queues, hosts, pauses, rooms, failures, jobs, PgQ consumers and telemetry at one look."""
 
     def initialize(self, board: Board) -> None:
         self._board = board
@@ -88,6 +90,7 @@ class Page(Guarded):
             reason=reason,
             consumers=consumers(snapshot),
             sections=list(sections(snapshot.postprocessing)),
+            dispatch=overview(snapshot.dispatch, datetime.now(UTC)),
         )
 
 

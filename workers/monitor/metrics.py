@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from prometheus_client import Metric, generate_latest
 from prometheus_client.registry import Collector
 
-from workers.monitor import job_metrics
+from workers.monitor import consumer_metrics, job_metrics
 from workers.monitor.board import Snapshot
 from workers.monitor.families import gauge
 
@@ -37,6 +37,7 @@ def families(snapshot: Snapshot) -> Iterator[Metric]:
     if snapshot.telemetry.value is not None and snapshot.telemetry.value["set_up"]:
         yield from _telemetry(snapshot)
     yield from job_metrics.families(snapshot.postprocessing)
+    yield from consumer_metrics.families(snapshot.dispatch)
 
 
 def _control(snapshot: Snapshot) -> Iterator[Metric]:
