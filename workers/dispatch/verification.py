@@ -9,23 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
 from typing import Literal
 
 from workers import database
 from workers.database import Connection, DatabaseError
-from workers.dispatch import catalog, consumers, jsontriga, partition_catalog, source_store, store, urlencoded
+from workers.dispatch import consumers, jsontriga, source_store, store, urlencoded
 from workers.dispatch import verify_catalog as reading
-from workers.dispatch.catalog import Relation
 from workers.dispatch.consumers import Scope
 from workers.dispatch.context import Decode, Tables
 from workers.dispatch.events import UnknownEvent, kind_of
 from workers.dispatch.names import Table
 from workers.dispatch.rules import Rules
 from workers.dispatch.source_store import Pgq
-from workers.dispatch.verify_catalog import Branch, Reading, Row, Value, Window
+from workers.dispatch.verify_catalog import Row
+from workers.dispatch.verify_sides import Group, Sides, Source, Unlike, both_sides, is_like, relation_of, tables_at
 from workers.errors import PermanentFailure
 from workers.settings import Settings, did_you_mean
 
@@ -100,32 +100,8 @@ def verify(
         return [_compare(scope, source, target, group, (column, since, until), limit) for group in groups.values()]
 
 
-@dataclass(slots=True)
-class _Source:
-    """A table that is read at the source; `key` and `ignored` are its own columns."""
-
-    table: Table
-    named: Table
-    rules: Rules
-    key: tuple[str, ...]
-    ignored: frozenset[str]
-    only: bool
-
-
-@dataclass(slots=True)
-class _Group:
-    """The source tables of one destination, and the events about them that are not applied."""
-
-    rules: Rules
-    sources: list[_Source] = field(default_factory=list)
-    pending: int | None = 0
-    failed: int = 0
-    keys: set[tuple[Table, tuple[str, ...]]] = field(default_factory=set)
-    truncated: bool = False
-
-
-def _groups(scope: Scope, conn: Connection, known: Tables) -> dict[Table, _Group]:
-    groups: dict[Table, _Group] = {}
+def _groups(scope: Scope, conn: Connection, known: Tables) -> dict[Table, Group]:
+    groups: dict[Table, Group] = {}
     schema, queue = scope.consumer.pgq_schema, scope.queue
     for one in Pgq(conn, schema).tables(queue):
         options = reading.trigger_options(conn, one.table, pgq=schema, queue=queue)
@@ -139,12 +115,12 @@ def _groups(scope: Scope, conn: Connection, known: Tables) -> dict[Table, _Group
             named, rules = known.rules(table)
             if rules is not None:
                 key = rules.key or options.get("pkey") or one.key
-                found = _Source(table, named, rules, key, frozenset(options.get("ignore", ())), only)
-                groups.setdefault(rules.destination, _Group(rules)).sources.append(found)
+                found = Source(table, named, rules, key, frozenset(options.get("ignore", ())), only)
+                groups.setdefault(rules.destination, Group(rules)).sources.append(found)
     return groups
 
 
-def _chosen(groups: dict[Table, _Group], wanted: Sequence[str], name: str) -> dict[Table, _Group]:
+def _chosen(groups: dict[Table, Group], wanted: Sequence[str], name: str) -> dict[Table, Group]:
     names = {
         str(one): where
         for where, group in groups.items()
@@ -161,11 +137,11 @@ def _chosen(groups: dict[Table, _Group], wanted: Sequence[str], name: str) -> di
 
 
 def _note_events(
-    scope: Scope, target: Connection, known: Tables, groups: dict[Table, _Group], tick: int | None, decode: Decode
+    scope: Scope, target: Connection, known: Tables, groups: dict[Table, Group], tick: int | None, decode: Decode
 ) -> None:
     """Count the failed events of each destination, and the keys of those that are on their way to it."""
 
-    def of(type_: str | None, extra1: str | None, extra2: str | None, data: str) -> tuple[_Group, _Source, str] | None:
+    def of(type_: str | None, extra1: str | None, extra2: str | None, data: str) -> tuple[Group, Source, str] | None:
         try:
             kind = kind_of(type_ or "", extra1 or "", extra2, data)
         except UnknownEvent:
@@ -206,10 +182,6 @@ def _note_events(
             group.pending = None
 
 
-class _Unlike(Exception):
-    """Source and target cannot be compared; the text says why."""
-
-
 @dataclass(slots=True)
 class _Tally:
     """The keys of one sort: how many, and the first."""
@@ -222,18 +194,6 @@ class _Tally:
         self.count += 1
         if self.count <= self.limit:
             self.first.append(key)
-
-
-@dataclass(slots=True)
-class _Sides:
-    """What is read, and how; `column` is that of the window, at the target."""
-
-    source: list[Branch]
-    target: list[Branch]
-    how: Reading
-    column: str | None
-    has_key: bool
-    notes: list[str]
 
 
 @dataclass(slots=True)
@@ -252,21 +212,21 @@ def _compare(
     scope: Scope,
     source: Connection,
     target: Connection,
-    group: _Group,
+    group: Group,
     window: tuple[str | None, datetime | None, datetime | None],
     limit: int,
 ) -> Comparison:
     rules = group.rules
     found = _Found(_Tally(limit), _Tally(limit), _Tally(limit))
     looked_at: list[Table] = []
-    sides: _Sides | None = None
+    sides: Sides | None = None
     notes: list[str] = []
     verdict: Verdict = "unknown"
     for conn in (source, target):
         reading.savepoint(conn)
     try:
-        looked_at = _tables_at(target, rules)
-        sides = _sides(source, target, group, looked_at, window)
+        looked_at = tables_at(target, rules)
+        sides = both_sides(source, target, group, looked_at, window)
         notes = sides.notes
         pending = _pending_keys(source, sides, group)
         if sides.has_key:
@@ -275,7 +235,7 @@ def _compare(
             found.source_rows = reading.count(source, sides.source)
             found.target_rows = reading.count(target, sides.target)
         verdict = _verdict(scope.name, group, sides, found, notes)
-    except (DatabaseError, _Unlike) as error:
+    except (DatabaseError, Unlike) as error:
         if isinstance(error, DatabaseError) and (database.sqlstate(error) or "")[:2] not in _OF_THE_TABLE:
             raise
         for conn in (source, target):
@@ -303,150 +263,7 @@ def _compare(
     )
 
 
-def _tables_at(target: Connection, rules: Rules) -> list[Table]:
-    """The tables that rows of a destination are in, the oldest first."""
-    if not _is_like(rules):
-        return [rules.destination]
-    ours = partition_catalog.registered(target, rules.destination)
-    return [one.table for one in ours if one.kind == "like" and one.is_there]
-
-
-def _is_like(rules: Rules) -> bool:
-    return rules.partition.kind == "like" and bool(rules.partition.dateformat)
-
-
-def _sides(
-    source: Connection,
-    target: Connection,
-    group: _Group,
-    tables: Sequence[Table],
-    window: tuple[str | None, datetime | None, datetime | None],
-) -> _Sides:
-    """Work out which columns of which relations are compared. Raises _Unlike."""
-    rules, notes = group.rules, list[str]()
-    here = [(one, _relation(source, one.table, "source")) for one in group.sources]
-    there = [_relation(target, table, "target") for table in tables]
-    if not there:
-        notes.append(f"no table like {rules.destination} was made here yet")
-        there = [_relation(target, rules.destination, "target")]
-    columns = {name: column for relation in there for name, column in relation.columns.items()}
-    cut_by = catalog.range_key(target, rules.destination) if rules.partition.kind == "native" else None
-    ours = {*rules.meta, cut_by[0] if cut_by and rules.partition.field is None else None}
-    pairs = [
-        {
-            to: name
-            for name in relation.columns
-            if (to := rules.renamed(name)) in columns and to is not None and to not in ours
-            and not columns[to].is_generated and name not in one.ignored
-        }
-        for one, relation in here
-    ]  # fmt: skip
-    keys = [{rules.renamed(name) or name: name for name in one.key} for one, _relation in here]
-    key = tuple(keys[0])
-    has_key = bool(key) and all(
-        set(names) == set(key) and set(names.values()) <= set(relation.columns)
-        for names, (_one, relation) in zip(keys, here, strict=True)
-    ) and set(key) <= set(columns)  # fmt: skip
-    if not has_key:
-        notes.append("rows are only counted: they have no key that source and target share")
-    version = "_ev_id" if "_ev_id" in rules.meta and "_ev_id" in columns else None
-    op = "_op" if "_op" in rules.meta and "_op" in columns else None
-    has_values = has_key and (rules.mode != "keep_all" or version is not None)
-    if has_key and not has_values:
-        notes.append("only keys are compared: without _ev_id nobody knows a row's newest version in keep_all")
-    compared = sorted({to for pair in pairs for to in pair} - set(key)) if has_values else []
-    how: Reading = "newest"
-    if rules.mode == "plain":
-        how = "versions"
-    elif version is None and (rules.mode == "keep_all" or rules.partition.field is not None):
-        how = "kinds_of_versions"
-
-    def at_source(relation: Relation, name: str | None, to: str) -> Value:
-        if name is None:
-            return Value(None)
-        type_ = columns[to].type
-        # A type that is not PostgreSQL's own has its schema before it, and need not be there at the source.
-        is_cast = relation.columns[name].type != type_ and "." not in type_
-        return Value(name, type_ if is_cast else None)
-
-    by, bounds = _window_column(rules, columns, window, notes)
-    branches = []
-    for (one, relation), pair, names in zip(here, pairs, keys, strict=True):
-        name = None
-        if by is not None:
-            name = next((name for name in relation.columns if rules.renamed(name) == by), None)
-            if name is None or not relation.columns[name].is_time:
-                raise _Unlike(f"{one.table} has no date or time {name or by!r}; give another --column")
-        branches.append(
-            Branch(
-                table=one.table, only=one.only,
-                key=tuple(at_source(relation, names[to], to) for to in key) if has_key else (),
-                values=tuple(at_source(relation, pair.get(to), to) for to in compared) if has_values else None,
-                window=_window(relation, name, bounds),
-            )
-        )  # fmt: skip
-    at_target = [
-        Branch(
-            table=relation.table,
-            key=tuple(_if_there(relation, to) for to in key) if has_key else (),
-            values=tuple(_if_there(relation, to) for to in compared) if has_values else None,
-            window=_window(relation, by, bounds),
-            op=op if op in relation.columns else None,
-            version=version if version in relation.columns else None,
-            rank=rank,
-            at=cut_by[0] if cut_by else None,
-        )
-        for rank, relation in enumerate(there)
-    ]
-    return _Sides(branches, at_target if tables else [], how, by, has_key, notes)
-
-
-def _relation(conn: Connection, table: Table, where: str) -> Relation:
-    found = catalog.relation(conn, table)
-    if found is None:
-        raise _Unlike(f"{table} is not there at the {where}")
-    return found
-
-
-def _if_there(relation: Relation, column: str) -> Value:
-    return Value(column if column in relation.columns else None)
-
-
-def _window_column(
-    rules: Rules,
-    columns: dict[str, catalog.Column],
-    window: tuple[str | None, datetime | None, datetime | None],
-    notes: list[str],
-) -> tuple[str | None, tuple[str | None, str | None]]:
-    """The target's column for the window, None without one, and the bounds as texts in UTC."""
-    wanted, since, until = window
-    if since is None and until is None:
-        return None, (None, None)
-    by = rules.renamed(wanted) if wanted is not None else rules.partition.field
-    if wanted is None and by is None:
-        notes.append("whole tables are compared: no column says where a row belongs; give --column")
-        return None, (None, None)
-    if by not in columns or not columns[by].is_time:
-        raise _Unlike(f"{rules.destination} has no date or time {by or wanted!r}; give another --column")
-    return by, (_text(since), _text(until))
-
-
-def _text(moment: datetime | None) -> str | None:
-    if moment is None:
-        return None
-    return (moment if moment.tzinfo is None else moment.astimezone(UTC)).replace(tzinfo=None).isoformat(sep=" ")
-
-
-def _window(relation: Relation, column: str | None, bounds: tuple[str | None, str | None]) -> Window | None:
-    if column is None:
-        return None
-    if column not in relation.columns:
-        raise _Unlike(f"{relation.table} has no column {column!r}; give another --column")
-    is_instant = relation.columns[column].type.endswith("with time zone")
-    return Window(column, "timestamptz" if is_instant else "timestamp", *bounds)
-
-
-def _pending_keys(source: Connection, sides: _Sides, group: _Group) -> set[str]:
+def _pending_keys(source: Connection, sides: Sides, group: Group) -> set[str]:
     """The keys that events on their way are about, in the words of the source; `group.pending` None: not known."""
     found: set[str] = set()
     if not sides.has_key or group.pending is None:
@@ -454,7 +271,7 @@ def _pending_keys(source: Connection, sides: _Sides, group: _Group) -> set[str]:
     reading.savepoint(source)
     try:
         for branch in sides.source:
-            relation = _relation(source, branch.table, "source")
+            relation = relation_of(source, branch.table, "source")
             types = [relation.columns[str(value.column)].type for value in branch.key]
             names = next(one.key for one in group.sources if one.table == branch.table)
             order = [names.index(str(value.column)) for value in branch.key]
@@ -472,7 +289,7 @@ def _pending_keys(source: Connection, sides: _Sides, group: _Group) -> set[str]:
 def _read(
     source: Connection,
     target: Connection,
-    sides: _Sides,
+    sides: Sides,
     rules: Rules,
     pending: set[str],
     all_pending: bool,
@@ -520,7 +337,7 @@ def _by_key(rows: Iterable[Row]) -> Iterator[tuple[str, list[str | None]]]:
         yield key, [digest for _key, digest in same]
 
 
-def _verdict(name: str, group: _Group, sides: _Sides, found: _Found, notes: list[str]) -> Verdict:
+def _verdict(name: str, group: Group, sides: Sides, found: _Found, notes: list[str]) -> Verdict:
     """Judge what was found, and say what may have led to it."""
     rules = group.rules
     wrong = found.missing.count + found.different.count
@@ -555,7 +372,7 @@ def _why_extra(rules: Rules, *, is_windowed: bool) -> str | None:
         return "keep_all keeps what is deleted at the source"
     if rules.on_delete == "ignore" or rules.on_truncate == "ignore":
         return "the settings ignore deletes or truncates"
-    is_cut = rules.partition.kind == "native" or _is_like(rules)
+    is_cut = rules.partition.kind == "native" or is_like(rules)
     if rules.mode == "keep_latest" and is_cut and (rules.on_delete == "delete" or is_windowed):
         return "versions of older days, of rows that were deleted or changed since"
     return None
