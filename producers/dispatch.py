@@ -20,6 +20,7 @@ log = logs.get(__name__)
 
 MAINTENANCE_SECONDS = 60.0
 WATCH_SECONDS = 10.0
+ALERTS_SECONDS = 2.0
 
 _last: dict[tuple[int, str, str], float] = {}
 
@@ -40,11 +41,14 @@ def _pump(settings: Settings, name: str, resend: bool) -> Sequence[Message]:
             api.watch_lag(settings, name)
         except HeadraceError as error:
             log.warning("dispatch.watch", consumer=name, reason=str(error))
+    messages: list[Message] = []
+    if _is_time("alerts", name, ALERTS_SECONDS):
+        messages += api.alerts_waiting(settings, name)
     try:
         pauses.check(settings.target(), "dispatch", settings.host)
     except NothingToDo:
-        return []
-    return api.look(settings, name, resend=resend)
+        return messages
+    return [*messages, *api.look(settings, name, resend=resend)]
 
 
 def _is_time(what: str, name: str, seconds: float) -> bool:

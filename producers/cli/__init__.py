@@ -21,6 +21,7 @@ class LazyGroup(click.Group):
     modules: ClassVar[dict[str, tuple[str, str]]] = {
         "telemetry": ("telemetry", "telemetry"),
         "postprocessing": ("postprocessing", "postprocessing"),
+        "dispatch": ("dispatch", "dispatch"),
         "up": ("services", "up"),
         "down": ("services", "down"),
         "demo": ("demo", "demo"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import click
 
 from producers.cli.context import DONE, SOME_FAILED, UNREACHABLE, USAGE, State, json_option, pass_state
 from workers import database, migrations
 from workers.checks import check_broker, check_database
+from workers.dispatch import api as dispatch
 from workers.errors import HeadraceError, ServerUnavailable, SettingsError
 from workers.postprocessing import api as jobs
 from workers.settings import Settings
@@ -81,11 +82,16 @@ def validate(state: State) -> int:
             problems.append(str(error))
         except HeadraceError as error:
             problems.append(str(error))
-    for name in jobs.names(conf):
-        try:
-            problems += jobs.problems(conf, name)
-        except HeadraceError as error:
-            problems += [str(error)] if not any(str(error) in known for known in problems) else []
+    rooms: list[tuple[list[str], Callable[[Settings, str], list[str]]]] = [
+        (jobs.names(conf), jobs.problems),
+        (dispatch.names(conf), dispatch.problems),
+    ]
+    for names, problems_of in rooms:
+        for name in names:
+            try:
+                problems += problems_of(conf, name)
+            except HeadraceError as error:
+                problems += [str(error)] if not any(str(error) in known for known in problems) else []
     try:
         problems += check_broker(conf.broker_url())
     except ServerUnavailable as error:
@@ -111,7 +117,8 @@ def _report(state: State, problems: list[str]) -> None:
 
 def _schemas(conf: Settings) -> list[tuple[Target, str]]:
     ours = [(conf.target(), migrations.FOUNDATION), (conf.target(conf.telemetry.database), "telemetry")]
-    return ours + [(conf.target(name), room) for name in jobs.names(conf) for room in jobs.migrations_of(conf, name)]
+    ours += [(conf.target(name), room) for name in jobs.names(conf) for room in jobs.migrations_of(conf, name)]
+    return list(dict.fromkeys(ours + dispatch.migrations_of(conf)))
 
 
 def _targets(conf: Settings, problems: list[str]) -> Iterator[Target]:

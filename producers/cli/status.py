@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
-from producers.cli import postprocessing_status
+from producers.cli import dispatch_status, postprocessing_status
 from producers.cli.context import DONE, SOME_FAILED, State, json_option, pass_state
 from workers import queues
 from workers import status as status_module
+from workers.dispatch import api as dispatch
 from workers.errors import ServerUnavailable
 from workers.postprocessing import api as jobs
 from workers.services.status import read_status
@@ -39,6 +40,12 @@ def status(state: State) -> int:
     settled = telemetry.settled(conf, [run["key"] for run in document["failing"] if run["room"] == "telemetry"])
     document["failing"] = [run for run in document["failing"] if run["key"] not in settled]
     document["postprocessing"] = postprocessing_status.statuses(conf, jobs.names(conf))
+    document["dispatch"] = dispatch_status.statuses(conf, dispatch.names(conf))
+    document["failing"] = [
+        run
+        for run in document["failing"]
+        if run["room"] != "dispatch" or not dispatch_status.tells_of(document["dispatch"], run["key"])
+    ]
     local = read_status(conf.data_dir)
     document["processes"] = (
         [{"name": child.name, "state": child.state, "restarts": child.restarts} for child in local.children]
@@ -77,6 +84,7 @@ def _needs(document: dict[str, Any]) -> list[str]:
             f"repair it, or run `headrace telemetry accept {path}` there"
         )
     needs += postprocessing_status.needs_of(document["postprocessing"])
+    needs += dispatch_status.needs_of(document["dispatch"])
     told = {
         f"{one['database']}:job {trouble['job_id']}"
         for one in document["postprocessing"]
@@ -127,6 +135,7 @@ def _print(state: State, document: dict[str, Any]) -> None:
             [(row["device"], row["state"], row["records"], row["ingested_at"], row["lag_seconds"]) for row in worst],
         )
     postprocessing_status.print_status(state, document["postprocessing"])
+    dispatch_status.print_status(state, document["dispatch"])
     for pause in document["pauses"]:
         reason = pause["reason"] or "no reason given"
         state.out(f"paused: {pause['room']} on {pause['host']} by {pause['paused_by']}: {reason}")

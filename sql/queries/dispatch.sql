@@ -1,14 +1,13 @@
 -- name: begin_batch
--- How the transaction of a batch reads and waits: dates of other styles are refused, names are found as the login finds them.
+-- The transaction of a batch: dates of other styles are refused, the login's own triggers and defaults find what they
+-- expect, and no constraint waits for the commit, where it would fail the whole batch with nobody to blame.
+SET LOCAL search_path TO DEFAULT;
+SET CONSTRAINTS ALL IMMEDIATE;
 SELECT set_config('DateStyle', 'ISO, YMD', true), set_config('lock_timeout', %(milliseconds)s, true)
 
--- name: default_path
--- What the login's own triggers, defaults and templates expect to find.
-SET LOCAL search_path TO DEFAULT
-
--- name: check_at_once
--- A constraint that is checked only at the commit would fail the whole batch, with nobody to blame.
-SET CONSTRAINTS ALL IMMEDIATE
+-- name: wait_for_locks
+-- How long locks are waited for until the transaction ends.
+SELECT set_config('lock_timeout', %(milliseconds)s, true)
 
 -- name: lock_position
 -- Where a consumer stands, for this transaction alone; no row when it was never registered here.

@@ -36,6 +36,7 @@ from workers.targets import Target
 __all__ = ["SWITCHES", "Comparison", "CubeFile", "PartitionRow", "Placed", "SetupStep"]
 
 adopt = positions.adopt
+alerts_waiting = pump.alerts_waiting
 begin_drop_in = positions.begin_drop_in
 look = pump.look
 maintain = watch.maintain

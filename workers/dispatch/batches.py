@@ -96,7 +96,7 @@ def locked(conn: Connection, scope: Scope) -> Position | None:
             raise
         conn.rollback()
         raise NothingToDo(f"another worker is at the batch of {scope.name}") from error
-    store.begin(conn, lock_seconds=scope.room.lock_seconds)
+    store.wait_for_locks(conn, scope.room.lock_seconds)
     return found
 
 

@@ -49,10 +49,11 @@ class Loader:
 
     def load(self, lines: Sequence[str]) -> None:
         """Apply lines of `source_store.Pgq.read`. Raises TooManyFailures, RetryLater's errors of psycopg2."""
-        if any("\\" in line for line in lines):
+        text = "".join(lines)
+        if "\\" in text:
             self.load_records([source_store.fields(line) for line in lines])
         else:
-            self.load_records([line[:-1].split("\t") for line in lines])
+            self.load_records([line.split("\t") for line in text[:-1].split("\n")])
 
     def load_records(self, records: Sequence[Record]) -> None:
         """Apply events in the order of their numbers."""

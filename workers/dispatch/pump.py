@@ -14,7 +14,7 @@ QUEUED_FACTOR = 60  # so many times `requeue_seconds` for a message that may jus
 
 
 def look(settings: Settings, name: str, *, resend: bool = False) -> list[Message]:
-    """The messages that a consumer needs now: its open batch, if nobody is at it, and alerts that wait to be told.
+    """The message of a consumer's open batch, if it has one that nobody is at.
 
     `resend` when the room's queue is empty, so that what was sent a few seconds ago must have got lost; otherwise
     it may just wait for its turn, and is sent again only much later.
@@ -23,17 +23,22 @@ def look(settings: Settings, name: str, *, resend: bool = False) -> list[Message
     scope = consumers.of(settings, name)
     consumers.ensure(scope)
     with database.connection(scope.target, purpose="dispatch pump") as target:
-        messages: list[Message] = []
-        if alerts.waiting(target):
-            messages.append(DeliverAlerts(database=scope.consumer.target))
         parked = store.is_parked(target, scope.name)
         target.rollback()
         if parked:
-            return messages
+            return []
         with database.connection(scope.source, purpose="dispatch pump") as source:
             pgq = Pgq(source, scope.consumer.pgq_schema)
             again_after = scope.room.requeue_seconds if resend else None
-            return messages + next_message(scope, pgq, target, again_after=again_after)
+            return next_message(scope, pgq, target, again_after=again_after)
+
+
+def alerts_waiting(settings: Settings, name: str) -> list[Message]:
+    """The message that has a consumer's alerts told, if any waits."""
+    scope = consumers.of(settings, name)
+    consumers.ensure(scope)
+    with database.connection(scope.target, purpose="dispatch pump", autocommit=True) as target:
+        return [DeliverAlerts(database=scope.consumer.target)] if alerts.waiting(target) else []
 
 
 def next_message(scope: Scope, pgq: Pgq, target: Connection, *, again_after: float | None = None) -> list[Message]:

@@ -46,8 +46,11 @@ class FailedEvent:
 def begin(conn: Connection, *, lock_seconds: float) -> None:
     """Open the transaction of a batch: how long locks are waited for, and how values are read."""
     SQL["begin_batch"].run(conn, {"milliseconds": str(int(lock_seconds * 1000))})
-    SQL["default_path"].run(conn)
-    SQL["check_at_once"].run(conn)
+
+
+def wait_for_locks(conn: Connection, seconds: float) -> None:
+    """How long locks are waited for until the transaction ends."""
+    SQL["wait_for_locks"].run(conn, {"milliseconds": str(int(seconds * 1000))})
 
 
 def lock(conn: Connection, consumer: str) -> Position | None:
