@@ -117,8 +117,8 @@ class Consumer(Model):
             policies = (rules.on_delete or self.on_delete, rules.on_truncate or self.on_truncate)
             if "tombstone" in policies and "_op" not in meta:
                 raise ValueError(f"{where}a tombstone is a row with _op; add _op to meta_columns")
-            if rules.on_delete in ("delete", "delete_all") and mode == "keep_all":
-                raise ValueError(f"{where}on_delete: {rules.on_delete} takes rows away, and keep_all keeps all of them")
+            if mode == "keep_all" and (policy := rules.on_delete or self.on_delete) in ("delete", "delete_all"):
+                raise ValueError(f"{where}on_delete: {policy} takes rows away, and keep_all keeps all of them")
         return self
 
 

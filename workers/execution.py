@@ -87,6 +87,7 @@ def run_here(messages: Sequence[Message], settings: Settings, *, timeout: timede
             _close(message, settings, "failed", repr(bug))
             problems.append(f"{message.key()}: {bug!r}; please report this, with the traceback in the log")
         else:
+            started = time.monotonic()  # what is given up is trouble that lasts, not work that does
             for follow_up in (message for message in follow_ups if not message.wait_seconds):
                 heapq.heappush(due, (0.0, next(tie), follow_up))
     return problems

@@ -10,7 +10,6 @@ CREATE TABLE headrace.dispatch_position (
     state text NOT NULL DEFAULT 'active' CHECK (state IN ('active', 'parked')),
     problem text,
     parked_at timestamptz,
-    late_since timestamptz,
     sent_tick bigint,
     sent_at timestamptz,
     sliced_tick bigint,
@@ -26,6 +25,24 @@ COMMENT ON COLUMN headrace.dispatch_position.tick IS 'The last PgQ tick whose ba
 COMMENT ON COLUMN headrace.dispatch_position.tick_at IS 'When that tick was made, by the source''s clock.';
 COMMENT ON COLUMN headrace.dispatch_position.sent_tick IS 'The end tick of the batch whose message is on its way.';
 COMMENT ON COLUMN headrace.dispatch_position.sliced_tick IS 'The end tick of the batch that is being applied in slices.';
+
+CREATE TABLE headrace.dispatch_late (
+    consumer text PRIMARY KEY,
+    since timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE headrace.dispatch_late IS
+    'Consumers of which people were told that they are late. Beside the position, whose row a long batch locks.';
+
+CREATE TABLE headrace.dispatch_leaf (
+    consumer text NOT NULL,
+    leaf_schema text NOT NULL,
+    leaf_name text NOT NULL,
+    root_schema text NOT NULL,
+    root_name text NOT NULL,
+    PRIMARY KEY (consumer, leaf_schema, leaf_name)
+);
+COMMENT ON TABLE headrace.dispatch_leaf IS
+    'Partitions of the source''s tables: events of one that is dropped there meanwhile still find their destination.';
 
 CREATE TABLE headrace.dispatch_slice (
     consumer text NOT NULL REFERENCES headrace.dispatch_position ON DELETE CASCADE,
@@ -60,7 +77,7 @@ CREATE TABLE headrace.failed_event (
     failed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     state text NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'replayed', 'superseded', 'dropped')),
     settled_at timestamptz,
-    UNIQUE (consumer, tick, ev_id)
+    UNIQUE (consumer, tick, batch_end, ev_id)
 );
 COMMENT ON TABLE headrace.failed_event IS 'Events that could not be applied, whole, with the reason; `headrace dispatch replay` tries again.';
 COMMENT ON COLUMN headrace.failed_event.batch_end IS 'The time of the tick that ended its batch: where it belongs if partitions go by batch time.';

@@ -1,9 +1,16 @@
 -- name: begin_batch
 -- The transaction of a batch: dates of other styles are refused, the login's own triggers and defaults find what they
--- expect, and no constraint waits for the commit, where it would fail the whole batch with nobody to blame.
+-- expect, constraints are checked chunk by chunk, and what is committed stays: PgQ forgets the batch then.
 SET LOCAL search_path TO DEFAULT;
-SET CONSTRAINTS ALL IMMEDIATE;
-SELECT set_config('DateStyle', 'ISO, YMD', true), set_config('lock_timeout', %(milliseconds)s, true)
+SET CONSTRAINTS ALL DEFERRED;
+SELECT set_config('DateStyle', 'ISO, YMD', true), set_config('lock_timeout', %(milliseconds)s, true),
+       set_config('synchronous_commit',
+                  CASE WHEN current_setting('synchronous_commit') IN ('off', 'local') THEN 'on'
+                       ELSE current_setting('synchronous_commit') END, true)
+
+-- name: check_now
+-- What is deferred is checked here, while an event can be blamed for it.
+SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED
 
 -- name: wait_for_locks
 -- How long locks are waited for until the transaction ends.
@@ -11,23 +18,23 @@ SELECT set_config('lock_timeout', %(milliseconds)s, true)
 
 -- name: lock_position
 -- Where a consumer stands, for this transaction alone; no row when it was never registered here.
-SELECT queue, registered_as, tick, state, problem, sliced_tick, slices
+SELECT queue, registered_as, tick, tick_at, state, problem, sliced_tick, slices
   FROM headrace.dispatch_position
  WHERE consumer = %(consumer)s
    FOR UPDATE
 
 -- name: share_position
 -- The same for a slice: other slices may have it too, a whole batch may not.
-SELECT queue, registered_as, tick, state, problem, sliced_tick, slices
+SELECT queue, registered_as, tick, tick_at, state, problem, sliced_tick, slices
   FROM headrace.dispatch_position
  WHERE consumer = %(consumer)s
    FOR SHARE
 
 -- name: position
 -- Where a consumer stands, for people.
-SELECT queue, registered_as, tick, tick_at, state, problem, parked_at, late_since, sent_tick, sent_at, batches, events,
-       failed, updated_at, clock_timestamp() - updated_at AS age
-  FROM headrace.dispatch_position
+SELECT queue, registered_as, tick, tick_at, state, problem, parked_at, since AS late_since, sent_tick, sent_at, batches,
+       events, failed, updated_at
+  FROM headrace.dispatch_position LEFT JOIN headrace.dispatch_late USING (consumer)
  WHERE consumer = %(consumer)s
 
 -- name: is_parked
@@ -50,7 +57,7 @@ VALUES (%(consumer)s, %(queue)s, %(registered_as)s, 'parked', %(problem)s, clock
 -- A batch is applied: commits with its rows.
 UPDATE headrace.dispatch_position
    SET tick = %(tick)s, tick_at = %(tick_at)s, batches = batches + 1, events = events + %(events)s,
-       failed = failed + %(failed)s, sliced_tick = NULL, slices = NULL, updated_at = clock_timestamp()
+       failed = failed + %(failed)s, problem = NULL, sliced_tick = NULL, slices = NULL, updated_at = clock_timestamp()
  WHERE consumer = %(consumer)s
 
 -- name: set_position
@@ -85,7 +92,8 @@ UPDATE headrace.dispatch_position
 
 -- name: hold_back
 -- An attempt failed for a reason that a person must mend: the next one waits a while.
-UPDATE headrace.dispatch_position SET sent_at = clock_timestamp() + make_interval(secs => %(seconds)s)
+UPDATE headrace.dispatch_position
+   SET sent_at = clock_timestamp() + make_interval(secs => %(seconds)s), problem = %(problem)s
  WHERE consumer = %(consumer)s
 
 -- name: was_told_lately
@@ -99,14 +107,12 @@ SELECT EXISTS (SELECT FROM headrace.alert
 SELECT EXISTS (SELECT FROM headrace.dispatch_position WHERE consumer = %(consumer)s)
 
 -- name: late
--- A consumer is late from now on; no row when that is known.
-UPDATE headrace.dispatch_position SET late_since = clock_timestamp()
- WHERE consumer = %(consumer)s AND late_since IS NULL
+-- A consumer is late from now on; nothing when that is known.
+INSERT INTO headrace.dispatch_late (consumer) VALUES (%(consumer)s) ON CONFLICT DO NOTHING
 
 -- name: in_time
--- A consumer is not late any more; no row when it was not.
-UPDATE headrace.dispatch_position SET late_since = NULL
- WHERE consumer = %(consumer)s AND late_since IS NOT NULL
+-- A consumer is not late any more; nothing when it was not.
+DELETE FROM headrace.dispatch_late WHERE consumer = %(consumer)s
 
 -- name: plan_slices
 -- The batch in hand is applied in so many slices, whatever the settings say later.
@@ -139,7 +145,9 @@ INSERT INTO headrace.failed_event (consumer, tick, batch_end, ev_id, ev_time, ev
 VALUES (%(consumer)s, %(tick)s, %(batch_end)s, %(ev_id)s, %(ev_time)s, %(ev_txid)s, %(ev_retry)s, %(ev_type)s,
         %(ev_data)s, %(ev_extra1)s, %(ev_extra2)s, %(ev_extra3)s, %(ev_extra4)s, %(destination)s, %(key)s, %(sqlstate)s,
         %(error)s, %(state)s, CASE WHEN %(state)s <> 'waiting' THEN clock_timestamp() END)
-    ON CONFLICT (consumer, tick, ev_id) DO NOTHING
+    ON CONFLICT (consumer, tick, batch_end, ev_id) DO UPDATE
+   SET destination = excluded.destination, key = excluded.key, sqlstate = excluded.sqlstate, error = excluded.error,
+       failed_at = clock_timestamp(), state = excluded.state, settled_at = excluded.settled_at
 
 -- name: waiting_keys
 -- The rows that failed events are about, so that a later version of one supersedes it.
@@ -151,6 +159,25 @@ SELECT DISTINCT destination, key FROM headrace.failed_event
 UPDATE headrace.failed_event SET state = 'superseded', settled_at = clock_timestamp()
  WHERE consumer = %(consumer)s AND state = 'waiting' AND destination = %(destination)s AND key = ANY (%(keys)s)
    AND (%(below)s::bigint IS NULL OR id < %(below)s)
+
+-- name: supersede_all
+-- A TRUNCATE of these tables was applied: no failed event of theirs must come back.
+UPDATE headrace.failed_event SET state = 'superseded', settled_at = clock_timestamp()
+ WHERE consumer = %(consumer)s AND state = 'waiting' AND destination = ANY (%(destinations)s)
+   AND (%(below)s::bigint IS NULL OR id < %(below)s)
+
+-- name: remember_leaf
+-- Which partitioned table a source's leaf belongs to: its events may be read when it is gone.
+INSERT INTO headrace.dispatch_leaf (consumer, leaf_schema, leaf_name, root_schema, root_name)
+VALUES (%(consumer)s, %(leaf_schema)s, %(leaf_name)s, %(root_schema)s, %(root_name)s)
+    ON CONFLICT (consumer, leaf_schema, leaf_name) DO UPDATE
+   SET root_schema = excluded.root_schema, root_name = excluded.root_name
+ WHERE (dispatch_leaf.root_schema, dispatch_leaf.root_name) <> (excluded.root_schema, excluded.root_name)
+
+-- name: remembered_root
+-- Where a leaf belonged that the source does not have any more.
+SELECT root_schema, root_name FROM headrace.dispatch_leaf
+ WHERE consumer = %(consumer)s AND leaf_schema = %(leaf_schema)s AND leaf_name = %(leaf_name)s
 
 -- name: failed_to_replay
 -- Failed events that wait, in their order, locked: those named, or all.
@@ -261,6 +288,17 @@ SELECT a.attname, format_type(a.atttypid, NULL)
 SELECT table_schema, table_name FROM headrace.dispatch_partition
  WHERE parent_schema = %(schema)s AND parent_name = %(name)s AND kind = 'like' AND detached_at IS NULL
    AND to_regclass(quote_ident(table_schema) || '.' || quote_ident(table_name)) IS NOT NULL
+
+-- name: partitions_below
+-- A partitioned table and all of its partitions.
+SELECT n.nspname, c.relname
+  FROM pg_partition_tree(to_regclass(quote_ident(%(schema)s) || '.' || quote_ident(%(name)s))) AS t
+  JOIN pg_class AS c ON c.oid = t.relid
+  JOIN pg_namespace AS n ON n.oid = c.relnamespace
+
+-- name: identity
+-- Which database of which running server this is.
+SELECT current_database() || ' ' || pg_postmaster_start_time()
 
 -- name: add_column
 -- A column that the source has and the destination had not.

@@ -86,8 +86,10 @@ SELECT EXISTS (
 SELECT current_setting('lock_timeout') AS lock_timeout, current_setting('search_path') AS search_path;
 
 -- name: restore_settings
--- Put them back; the path for the session as well, in case a template has set it so.
-SELECT set_config('lock_timeout', %(lock_timeout)s, true), set_config('search_path', %(search_path)s, false);
+-- Put them back, in this order: the session's own path, which a template may have set for good and the session's next
+-- borrower relies on (workers.database), and the one of this transaction.
+SELECT set_config('lock_timeout', %(lock_timeout)s, true), set_config('search_path', 'pg_catalog, pg_temp', false);
+SELECT set_config('search_path', %(search_path)s, true);
 
 -- name: people_path
 -- The search path that this login has by itself: where people's templates expect their functions and types.

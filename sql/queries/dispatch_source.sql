@@ -17,7 +17,7 @@ SELECT batch_id FROM {pgq}.next_batch_custom(%(queue)s, %(consumer)s, NULL, %(ev
 -- name: batch
 -- An open batch: whose it is, and between which ticks.
 -- slots: pgq
-SELECT queue_name, consumer_name, prev_tick_id, tick_id, batch_end, seq_end - seq_start
+SELECT queue_name, consumer_name, prev_tick_id, tick_id, batch_start, batch_end, seq_end - seq_start
   FROM {pgq}.get_batch_info(%(batch)s)
  WHERE tick_id IS NOT NULL
 
@@ -37,12 +37,13 @@ SELECT {pgq}.batch_event_sql(%(batch)s)
 COPY (SELECT ev_id, ev_type, ev_data, ev_extra1, CASE WHEN ev_type NOT LIKE '%:%' THEN ev_extra2 END, {time}
         FROM ({events}) AS e WHERE {slice}) TO STDOUT (NULL '')
 
--- name: can_slice
--- Whether the events of a batch may be divided by the hash of their first column.
+-- name: forms
+-- Of a batch's events: the table, the column that slices go by (null: they are of slice 0), and whether some truncate.
 -- slots: events, eligible
-SELECT coalesce(bool_and(fits), true)
-  FROM (SELECT min({eligible}::int) = max({eligible}::int) AND bool_and(ev_type <> 'R' AND position('TRUNCATE' IN ev_type) = 0)
-          FROM ({events}) AS e GROUP BY ev_extra1) AS t (fits)
+SELECT coalesce(ev_extra1, ''), CASE WHEN {eligible} THEN split_part(ev_data, '=', 1) END,
+       coalesce(bool_or(ev_type = 'R' OR position('TRUNCATE' IN ev_type) > 0), false)
+  FROM ({events}) AS e
+ GROUP BY 1, 2
 
 -- name: whole_events
 -- Some events of a batch with every column, for those that could not be applied.
@@ -116,6 +117,24 @@ SELECT (SELECT reset_val FROM pg_settings WHERE name = 'TimeZone'), current_sett
 SELECT n.nspname, c.relname
   FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
  WHERE n.nspname || '.' || c.relname = %(name)s AND c.relkind IN ('r', 'p', 'f')
+
+-- name: table_exists
+-- Whether the source has a table of this name.
+SELECT to_regclass(quote_ident(%(schema)s) || '.' || quote_ident(%(name)s)) IS NOT NULL
+
+-- name: leaves_of_queue
+-- The leaves of partitioned tables whose triggers write into a queue, each with its root.
+SELECT n.nspname, c.relname, rn.nspname, r.relname
+  FROM pg_trigger AS t
+  JOIN pg_proc AS p ON p.oid = t.tgfoid
+  JOIN pg_namespace AS pn ON pn.oid = p.pronamespace
+  JOIN pg_class AS c ON c.oid = t.tgrelid
+  JOIN pg_namespace AS n ON n.oid = c.relnamespace
+  JOIN pg_class AS r ON r.oid = pg_partition_root(c.oid)
+  JOIN pg_namespace AS rn ON rn.oid = r.relnamespace
+ WHERE pn.nspname = %(schema)s AND p.proname IN ('logutriga', 'jsontriga') AND c.relispartition
+   AND substr(t.tgargs, 1, length(convert_to(%(queue)s, getdatabaseencoding())) + 1)
+       = convert_to(%(queue)s, getdatabaseencoding()) || '\x00'::bytea
 
 -- name: root_of
 -- The partitioned table that a leaf belongs to; no row for other tables.

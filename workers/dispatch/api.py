@@ -167,14 +167,8 @@ def partition_plan(settings: Settings, name: str) -> tuple[list[str], list[str]]
 
 
 def due_for_tending(settings: Settings) -> list[Message]:
-    """The messages that have partitions tended, one per consumer with native partitions or a retention."""
-    found: list[Message] = []
-    for name in names(settings):
-        consumer = settings.dispatch.consumers[name]
-        layouts = [consumer.partition, *(own.partition for own in consumer.tables.values() if own.partition)]
-        if any(layout.kind == "native" or layout.retention_days is not None for layout in layouts):
-            found.append(TendPartitions(consumer=name))
-    return found
+    """The messages that have partitions tended, one per consumer."""
+    return [TendPartitions(consumer=name) for name in names(settings)]
 
 
 def pump_until_dry(settings: Settings, name: str) -> list[Message]:

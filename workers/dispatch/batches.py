@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from billiard.exceptions import SoftTimeLimitExceeded
+
 from workers import alerts, database, logs, runs
 from workers.database import Connection
 from workers.dispatch import consumers, pump, source_store, store, urlencoded
@@ -25,7 +27,7 @@ from workers.dispatch.loader import Loader, TooManyFailures
 from workers.dispatch.source_store import Batch, Pgq
 from workers.dispatch.store import Position
 from workers.dispatch.verdicts import verdict
-from workers.errors import NothingToDo, PermanentFailure
+from workers.errors import Cancelled, NothingToDo, PermanentFailure, RetryLater
 from workers.messages import DispatchBatch, DispatchSlice, Message
 from workers.settings import Settings
 
@@ -51,11 +53,13 @@ def dispatch_batch(message: DispatchBatch, settings: Settings) -> list[Message]:
         pgq = Pgq(source, scope.consumer.pgq_schema)
         batch = open_batch(pgq, scope, message.batch_id)
         position = locked(target, scope)
+        # Asked again under the lock: while it was waited for, another worker may have finished this very batch.
+        batch = open_batch(pgq, scope, message.batch_id)
         said = verdict(scope.name, position, batch)
         if said.what == "wait":
             raise PermanentFailure(said.why)
         if said.what == "park":
-            park(target, scope, said.why)
+            consumers.park(target, scope, said.why)
             raise PermanentFailure(said.why)
         if said.what == "apply":
             assert position is not None
@@ -100,17 +104,6 @@ def locked(conn: Connection, scope: Scope) -> Position | None:
     return found
 
 
-def park(conn: Connection, scope: Scope, why: str) -> None:
-    """Stop a consumer until a person has looked, and tell people; commits."""
-    if store.park(conn, scope.name, scope.queue, scope.registered_as, why):
-        log.error("dispatch.parked", consumer=scope.name, reason=why)
-        alerts.raise_alert(
-            conn, room="dispatch", event="parked", subject=f"consumer {scope.name}",
-            facts={"message": why, "database": scope.target.name, "next": f"headrace dispatch status {scope.name}"},
-        )  # fmt: skip
-    conn.commit()
-
-
 def loader(conn: Connection, source: Connection, scope: Scope, *, batch: Batch) -> Loader:
     """A loader for a batch in the target's open transaction."""
     zone, encoding = source_store.source_facts(source)
@@ -123,7 +116,7 @@ def loader(conn: Connection, source: Connection, scope: Scope, *, batch: Batch) 
         zone=zone,
         lock=timedelta(seconds=scope.room.lock_seconds),
         decode=urlencoded.decoder(encoding),
-        tables=Tables(scope.source, scope.consumer, zone),
+        tables=Tables(scope.source, scope.consumer, zone, name=scope.name, memory=conn),
     )
     return Loader(conn, context)
 
@@ -152,12 +145,30 @@ def load(
     try:
         with database.translated(scope.source, pgq.conn):
             pgq.read(batch.id, sink, chunk_bytes=scope.room.chunk_bytes, with_time=scope.reads_time, slice_of=slice_of)
-        loaded.try_references_again()
+        with database.translated(scope.target, target):
+            loaded.try_references_again()
     except database.DatabaseError as error:
-        raise _refused(target, scope, error) from error
+        if database.sqlstate(error) == "P0001":  # the target's are their events' fault
+            raise RetryLater(f"{scope.name}: PgQ does not give the batch: {database.first_line(error)}") from error
+        refused = _refused(scope, error)
+        _hold_back(target, scope, str(refused))
+        raise refused from error
+    except (RetryLater, SoftTimeLimitExceeded):
+        raise
+    except Cancelled as reason:
+        # Otherwise the pump would send it again in a moment, and nothing would be cancelled.
+        target.rollback()
+        consumers.park(target, scope, f"{reason}; `headrace dispatch resume {scope.name}` goes on")
+        raise
     except TooManyFailures as error:
         target.rollback()
-        park(target, scope, str(error))
+        consumers.park(target, scope, str(error))
+        raise
+    except PermanentFailure as reason:
+        _hold_back(target, scope, str(reason))
+        raise
+    except Exception as bug:
+        _hold_back(target, scope, f"{scope.name}: {bug!r}; please report this, with the traceback in the log")
         raise
 
 
@@ -181,17 +192,19 @@ def keep_failures(loaded: Loader, conn: Connection, pgq: Pgq, scope: Scope, batc
     return len(waiting)
 
 
-def _refused(target: Connection, scope: Scope, error: database.DatabaseError) -> PermanentFailure:
+def _refused(scope: Scope, error: database.DatabaseError) -> PermanentFailure:
     """What the server does not let us do for a reason that no event is to blame for, such as a missing right."""
+    return PermanentFailure(
+        f"{scope.name}: {scope.target.name} does not take the batch: {database.first_line(error)} (SQLSTATE"
+        f" {database.sqlstate(error)}); nothing of it is applied, and it is tried again every minute"
+    )
+
+
+def _hold_back(target: Connection, scope: Scope, why: str) -> None:
     if not target.closed:
         target.rollback()
-        store.hold_back(target, scope.name, HOLD_BACK_SECONDS)
+        store.hold_back(target, scope.name, HOLD_BACK_SECONDS, why)
         target.commit()
-    code = database.sqlstate(error)
-    return PermanentFailure(
-        f"{scope.name}: {scope.target.name} does not take the batch: {database.first_line(error)} (SQLSTATE {code});"
-        " nothing of it is applied, and it is tried again every minute"
-    )
 
 
 def problem(scope: Scope, loaded: Loader, waiting: int) -> str:
@@ -250,10 +263,31 @@ def _slices(pgq: Pgq, target: Connection, scope: Scope, position: Position, batc
     """In how many slices this batch is applied; None for whole. What was begun in slices goes on in as many."""
     if position.sliced_tick == batch.tick:
         return position.slices
-    if scope.consumer.slices == 1 or batch.events < scope.consumer.slice_events or not pgq.can_slice(batch.id):
+    if (
+        scope.consumer.slices == 1
+        or batch.events < scope.consumer.slice_events
+        or not _can_slice(target, scope, pgq, batch)
+    ):
         return None
     store.plan_slices(target, scope.name, batch.tick, scope.consumer.slices)
     return scope.consumer.slices
+
+
+def _can_slice(target: Connection, scope: Scope, pgq: Pgq, batch: Batch) -> bool:
+    """Whether slices keep the order of each row's events: one column of its key decides, for all of a destination."""
+    zone, _encoding = source_store.source_facts(pgq.conn)
+    tables = Tables(scope.source, scope.consumer, zone, name=scope.name, memory=target)
+    columns: dict[object, str | None] = {}
+    for named, first, truncates in pgq.forms(batch.id):
+        _table, own = tables.rules(named)
+        if own is None:
+            continue
+        column = None if first is None else own.renamed(first) or first
+        if truncates or (first is not None and own.key is not None and first not in own.key):
+            return False
+        if columns.setdefault(own.destination, column) != column:
+            return False
+    return True
 
 
 def _left(target: Connection, scope: Scope, batch: Batch, slices: int) -> list[Message]:

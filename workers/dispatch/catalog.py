@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from workers.sql_files import queries
 
 SQL = queries("dispatch")
 
+_STRING = re.compile(r"(character varying|character|bit varying|bit)\(\d+\)")
 COPY_BYTES = 1 << 20  # psycopg2's reads from our buffer
 
 
@@ -57,6 +59,21 @@ def like_partitions(conn: Connection, parent: Table) -> list[Table]:
     return [Table(*row) for row in SQL["like_partitions"].rows(conn, {"schema": parent.schema, "name": parent.name})]
 
 
+def partitions_below(conn: Connection, parent: Table) -> list[Table]:
+    """All partitions of a natively partitioned table, itself among them."""
+    return [Table(*row) for row in SQL["partitions_below"].rows(conn, {"schema": parent.schema, "name": parent.name})]
+
+
+def identity(conn: Connection) -> str:
+    """Which database of which running server this is."""
+    return str(SQL["identity"].value(conn))
+
+
+def check_now(conn: Connection) -> None:
+    """Check the constraints that are deferred: what they refuse has events to blame here, and none at the commit."""
+    SQL["check_now"].run(conn)
+
+
 def add_column(conn: Connection, table: Table, column: str, type_: str) -> None:
     """Add a nullable column where it is missing. `type_` is SQL as format_type() gives it."""
     slots = {"table": _name(table), "column": sql.Identifier(column), "type": sql.SQL(_escaped(type_))}
@@ -76,17 +93,18 @@ def delete_keys(
 ) -> int:
     """Delete the rows with these keys. `columns` are (name, type) of the key's, `keys` rows of texts without null."""
     names = [sql.Identifier(f"k{place}") for place in range(len(columns))]
+    arrays, matches = [], []
+    for place, (column, type_) in enumerate(columns):
+        is_array = type_.endswith("[]")  # unnest would take it apart: each key is cast for itself
+        cast = sql.SQL(_escaped(_uncut(type_)))
+        arrays.append(sql.SQL("{}::{}[]").format(sql.Placeholder(f"k{place}"), sql.SQL("text") if is_array else cast))
+        value = sql.SQL("k.{}::{}").format(names[place], cast) if is_array else sql.SQL("k.{}").format(names[place])
+        matches.append(sql.SQL("t.{} = {}").format(sql.Identifier(column), value))
     slots = {
         "table": _name(table),
-        "arrays": sql.SQL(", ").join(
-            sql.SQL("{}::{}[]").format(sql.Placeholder(f"k{place}"), sql.SQL(_escaped(type_)))
-            for place, (_column, type_) in enumerate(columns)
-        ),
+        "arrays": sql.SQL(", ").join(arrays),
         "names": sql.SQL(", ").join(names),
-        "match": sql.SQL(" AND ").join(
-            sql.SQL("t.{} = k.{}").format(sql.Identifier(column), name)
-            for (column, _type), name in zip(columns, names, strict=True)
-        ),
+        "match": sql.SQL(" AND ").join(matches),
     }
     facts = {f"k{place}": _array([key[place] for key in keys]) for place in range(len(columns))}
     return SQL["delete_keys"].with_slots(**slots).run(conn, facts)
@@ -124,6 +142,12 @@ def _names(columns: Sequence[str]) -> sql.Composed:
 def _escaped(type_: str) -> str:
     # A type's name comes from a catalog and is quoted there; only a per cent sign would mean something to the driver.
     return type_.replace("%", "%%")
+
+
+def _uncut(type_: str) -> str:
+    # A key is compared whole: cast to varchar(3) it would be cut, and find another row.
+    found = _STRING.fullmatch(type_)
+    return type_ if found is None else {"character": "bpchar", "bit": "bit varying"}.get(found[1], found[1])
 
 
 def _array(values: Sequence[str]) -> str:

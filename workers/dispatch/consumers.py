@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from workers import database, migrations
+from workers import alerts, database, logs, migrations
 from workers.database import Connection
+from workers.dispatch import source_store, store
 from workers.dispatch_settings import Consumer, Dispatch
 from workers.errors import PermanentFailure, SettingsError
 from workers.settings import Settings, did_you_mean
 from workers.targets import Target
+
+log = logs.get(__name__)
 
 ROOMS = ("alerts", "dispatch")
 _NO_PGQ = ("3F000", "42883", "42P01")  # no such schema, function or table
@@ -92,6 +95,26 @@ def migrate(conn: Connection, target: Target) -> list[str]:
             f"{target.name}: the schema headrace cannot be made: {database.first_line(error)}; have its owner run"
             " GRANT CREATE ON DATABASE for this role, or run `headrace dispatch setup` as one who may"
         ) from error
+
+
+def park(conn: Connection, scope: Scope, why: str) -> None:
+    """Stop a consumer until a person has looked, and tell people; commits."""
+    if store.park(conn, scope.name, scope.queue, scope.registered_as, why):
+        log.error("dispatch.parked", consumer=scope.name, reason=why)
+        alerts.raise_alert(
+            conn, room="dispatch", event="parked", subject=f"consumer {scope.name}",
+            facts={"message": why, "database": scope.target.name, "next": f"headrace dispatch status {scope.name}"},
+        )  # fmt: skip
+    conn.commit()
+
+
+def remember_leaves(scope: Scope, target: Connection) -> None:
+    """Write down which partitions the source's tables have, for events that are read when one is gone; commits."""
+    with database.connection(scope.source, purpose="dispatch tables", autocommit=True) as source:
+        leaves = source_store.leaves_of_queue(source, scope.consumer.pgq_schema, scope.queue)
+    for leaf, root in leaves:
+        store.remember_leaf(target, scope.name, leaf, root)
+    target.commit()
 
 
 @contextmanager

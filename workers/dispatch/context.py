@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from workers import database
-from workers.dispatch import rules, source_store
+from workers.database import Connection
+from workers.dispatch import catalog, rules, source_store, store
 from workers.dispatch.names import Table, table
 from workers.dispatch.rules import Rules
 from workers.dispatch_settings import SOURCE_ZONE, Consumer
@@ -37,8 +38,13 @@ class Context:
 class Tables:
     """What the source says of its tables, asked once each, over a connection of its own: the other one streams."""
 
-    def __init__(self, source: Target, consumer: Consumer, zone: str) -> None:
+    def __init__(
+        self, source: Target, consumer: Consumer, zone: str, *, name: str, memory: Connection, remembers: bool = True
+    ) -> None:
         self._source, self._consumer, self._zone = source, consumer, zone
+        # The target remembers leaves that the source has dropped.
+        self._name, self._memory, self._remembers = name, memory, remembers
+        self._identity: str | None = None
         self._rules: dict[str | Table, tuple[Table, Rules | None]] = {}
         self._types: dict[tuple[Table, str], str | None] = {}
 
@@ -59,6 +65,13 @@ class Tables:
                 self._types[where, column] = source_store.column_type(conn, where, column)
         return self._types[where, column]
 
+    def identity(self) -> str:
+        """Which database of which running server the source is."""
+        if self._identity is None:
+            with database.connection(self._source, purpose="dispatch tables", autocommit=True) as conn:
+                self._identity = catalog.identity(conn)
+        return self._identity
+
     def _resolve(self, named: str | Table) -> Table:
         found = table(named) if isinstance(named, str) else named
         if isinstance(named, str) and named.count(".") != 1:
@@ -68,5 +81,11 @@ class Tables:
             found = meant[0] if len(meant) == 1 else found
         if self._consumer.leaf_to_root and str(found) not in self._consumer.tables:
             with database.connection(self._source, purpose="dispatch tables", autocommit=True) as conn:
-                found = source_store.root_of(conn, found) or found
+                root = source_store.root_of(conn, found)
+                is_gone = root is None and not source_store.table_exists(conn, found)
+            if root is not None and self._remembers:
+                store.remember_leaf(self._memory, self._name, found, root)
+            elif is_gone:
+                root = store.remembered_root(self._memory, self._name, found)
+            found = root or found
         return rules.stripped(self._consumer, found)

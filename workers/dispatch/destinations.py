@@ -10,7 +10,7 @@ import orjson
 from skytools.quoting import quote_copy
 
 from workers.database import Connection
-from workers.dispatch import catalog, jsontriga, partitions, store
+from workers.dispatch import catalog, jsontriga, partitions, periods, store
 from workers.dispatch.context import Context
 from workers.dispatch.events import Kind, key_columns
 from workers.dispatch.iso import is_iso
@@ -48,6 +48,13 @@ class Route:
             raise Refused(
                 f"{source} has no key, and mode {rules.mode} needs one: set tables.{source}.key, or mode: keep_all"
             )
+        if kind.op == "R" and self.policy != "ignore" and str(kind.table) != str(source):
+            raise Refused(f"{kind.table}: a truncate of one partition of {source} says nothing of the others' rows")
+        if _is_loop(destination, kind, source, rules, context):
+            raise Refused(
+                f"{source} would be dispatched into itself, and its trigger would log that; set tables.{source}.target,"
+                " or another target database"
+            )
         # The form of the event before, so that the next one of the same form costs no look-up.
         self.names: list[str] | None = None
         self.where: str | None = None
@@ -67,6 +74,13 @@ class Route:
         raise Unfit(f"the event has no column {field!r}, by which {self.rules.destination} is partitioned")
 
 
+def _is_loop(destination: Destination, kind: Kind, source: Table, rules: Rules, context: Context) -> bool:
+    layout = rules.partition
+    is_like = layout.kind == "like" and bool(layout.dateformat)
+    is_itself = str(rules.destination) in (str(kind.table), str(source)) and not is_like
+    return is_itself and context.tables.identity() == catalog.identity(destination.conn)
+
+
 class Destination:
     """One destination of a batch, whatever source tables and partitions it has."""
 
@@ -76,8 +90,10 @@ class Destination:
         self._by_suffix: dict[object, Place] = {}
         self._by_table: dict[object, Place] = {}
 
-    def plan(self, items: Sequence[tuple[Route, Record]]) -> Plan:
+    def plan(self, items: Sequence[tuple[Route, Record]], *, plain: bool) -> Plan:
         """What these events come to, in order. Adds partitions and columns where the settings say so.
+
+        `plain` when no event has a backslash, tab or line end unencoded.
 
         An event that cannot be read, or has no place, is among the plan's failures. psycopg2's errors go through.
         """
@@ -107,12 +123,13 @@ class Destination:
                         )
                 everywhere = route.rules.mode == "plain" or route.policy == "delete_all"
                 if route.policy in ("delete", "delete_all"):
-                    plan.step().replace(form, _key(form, values), None, is_new=False, everywhere=everywhere)
+                    step = plan.step_of(form, is_new=False)
+                    step.replace(form, _key(form, values), None, is_new=False, everywhere=everywhere)
                     continue
                 picked = values if form.take is None else [values[place] for place in form.take]
                 try:
                     # A raw row has no backslash, tab or line end; they come as %5c, %09, %0a and %0d.
-                    if not route.is_encoded or "%0" in data or "%5" in data:
+                    if not plain or not route.is_encoded or "%0" in data or "%5" in data:
                         raise TypeError
                     line = "\t".join(picked)  # type: ignore[arg-type]
                 except TypeError:  # a NULL, or something to escape
@@ -120,10 +137,12 @@ class Destination:
                 if form.place.fill or form.meta or form.extra:
                     line = self._with_more(line, route, record, form, values)
                 if route.keyed:
-                    plan.step().replace(form, _key(form, values), line, is_new=route.op == "I", everywhere=everywhere)
+                    is_new = route.op == "I"
+                    step = plan.step_of(form, is_new=is_new)
+                    step.replace(form, _key(form, values), line, is_new=is_new, everywhere=everywhere)
                 else:
                     plan.step().add(form, line)
-            except (ValueError, Unfit, NoPlace) as error:
+            except (ValueError, OverflowError, Unfit, NoPlace) as error:
                 plan.failures[int(record[0])] = self._failure(route, record, row, error)
         return plan
 
@@ -143,9 +162,9 @@ class Destination:
             row = route.decode(record[2])
             where = None if route.moment == "batch_time" else self._where(route, record, row)
             form = self._shape(route, list(row), where, record)
-        except (ValueError, Unfit, NoPlace):
+            return str(form.place.identity), key_text(_key(form, list(row.values()))) if form.key else None
+        except (ValueError, OverflowError, Unfit, NoPlace):
             return str(self.parent), None
-        return str(form.place.identity), key_text(_key(form, list(row.values()))) if form.key else None
 
     def _is_settled(self, plan: Plan, route: Route, record: Record) -> bool:
         """Deal with a delete or truncate that needs no row; False where it does."""
@@ -165,13 +184,13 @@ class Destination:
             except NoPlace as error:
                 plan.failures[event] = Failure(str(error), None, str(self.parent))
             else:
-                plan.empty(place.table if place else self.parent, self.parent, everywhere=True)
+                plan.empty(event, place.table if place else self.parent, self.parent, everywhere=True)
         elif route.op == "R" and route.moment != "batch_time":
             text = f"{route.source}: a truncate has no row that says which partition; set on_truncate: delete_all"
             plan.failures[event] = Failure(text, None, str(self.parent))
         elif route.op == "R" and route.policy == "delete":
             try:
-                plan.empty(self._place(route, (), None, record).table, self.parent, everywhere=False)
+                plan.empty(event, self._place(route, (), None, record).table, self.parent, everywhere=False)
             except NoPlace as error:
                 plan.failures[event] = Failure(str(error), None, str(self.parent))
         else:
@@ -203,7 +222,7 @@ class Destination:
         if known not in self._places:
             try:
                 self._places[known] = self._find(route.rules, key, self._moment(route, where))
-            except (NoPlace, ValueError) as error:
+            except (NoPlace, ValueError, OverflowError) as error:
                 self._places[known] = str(error)  # the next event need not ask again
         found = self._places[known]
         if isinstance(found, str):
@@ -265,16 +284,40 @@ class Destination:
                 parts.append(str(self.context.tick))
         return "\t".join(parts)
 
+    def _expected(self, route: Route, moment: datetime) -> Table:
+        """What a row's partition will be called once it can be made: newer events of the row are told by that."""
+        layout = route.rules.partition
+        if route.rules.mode == "plain" or layout.kind == "none" or (layout.kind == "like" and not layout.dateformat):
+            return self.parent
+        if layout.kind == "like":
+            suffix = store.suffix(self.conn, moment, layout.dateformat, layout.timezone)
+        else:
+            suffix = "p" + periods.period_at(moment, layout.period, ZoneInfo(layout.timezone)).label
+        return Table(self.parent.schema, f"{self.parent.name}_{suffix}")
+
+    def _key_value(self, route: Route, place: Place | None, column: str, row: Row) -> str | None:
+        there = place.relation.columns.get(route.rules.renamed(column) or column) if place is not None else None
+        # Of a destination that is not there the type is not known, and what looks like an instant most likely is one.
+        is_instant = place is None or (there is not None and there.type.endswith("with time zone"))
+        return _in_utc(row[column]) if is_instant else row[column]
+
     def _failure(self, route: Route, record: Record, row: Row, error: Exception) -> Failure:
         text = str(error) if isinstance(error, (Unfit, NoPlace)) else f"the event cannot be read: {error}"
         destination, key = str(self.parent), None
         try:
             columns = key_columns(route.keys, row)
             where = None if route.moment == "batch_time" else self._where(route, record, row)
-            destination = str(self._place(route, columns, where, record).identity)
-            values = tuple(value for column in columns if (value := row[column]) is not None)
+            try:
+                place = self._place(route, columns, where, record)
+                destination = str(place.identity)
+            except NoPlace:
+                place = None
+                destination = str(self._expected(route, self._moment(route, where)))
+            values = tuple(
+                value for column in columns if (value := self._key_value(route, place, column, row)) is not None
+            )
             key = key_text(values) if columns and len(values) == len(columns) else None
-        except (KeyError, ValueError, Unfit, NoPlace):
+        except (KeyError, ValueError, OverflowError, Unfit, NoPlace):
             pass  # it is about a row that nobody can name
         return Failure(text, None, destination, key)
 
@@ -304,11 +347,12 @@ def _in_utc(value: str | None) -> str | None:
         return value
     try:
         moment = datetime.fromisoformat(value)
-    except ValueError:
-        return value  # infinity, or a year beyond Python's: they have one text each
-    if moment.tzinfo is None:
-        return value
-    text = moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+        if moment.tzinfo is None:
+            return value
+        moment = moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return value  # infinity, or a year at the end of Python's calendar or beyond
+    text = moment.strftime("%Y-%m-%d %H:%M:%S")
     fraction = f".{moment.microsecond:06d}".rstrip("0") if moment.microsecond else ""
     return f"{text}{fraction}+00"
 

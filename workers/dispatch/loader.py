@@ -12,21 +12,23 @@ from typing import Any
 
 from workers import database
 from workers.database import Connection, DatabaseError
-from workers.dispatch import catalog, source_store, store
+from workers.dispatch import catalog, source_store, store, urlencoded
 from workers.dispatch.context import Context
 from workers.dispatch.destinations import Destination, Refused, Route
 from workers.dispatch.events import UnknownEvent, kind_of
 from workers.dispatch.names import Table
-from workers.dispatch.plans import Failure, Key, Newest, Plan, Record, Step, key_text
+from workers.dispatch.plans import Emptied, Failure, Key, Newest, Plan, Record, Step, key_text
 from workers.errors import PermanentFailure
 
-# Errors that an event or its table is to blame for: cardinality, data, constraints, names and types, check options,
-# features, program limits, triggers' own. 42501 (no right to write) is nobody's: it must not empty a queue into
-# failed_event, and 57014 and the like are the server's.
-_BLAMED = ("21", "22", "23", "42", "44", "0A", "54", "P0", "2F", "38", "39")
-_NOT_BLAMED = ("42501",)
+# Errors that no event is to blame for: connections, transactions, rights (a missing one must not empty a queue into
+# failed_event), resources, locks, people who cancel, the server itself. All others are: data, constraints, names and
+# types, limits, and whatever SQLSTATE a trigger at the destination raises of its own.
+_NOT_BLAMED = (
+    "08", "0B", "25", "26", "28", "2D", "3B", "3D", "40", "42501", "53", "55", "57", "58", "F0", "XX001", "XX002",
+)  # fmt: skip
 ERROR_CHARACTERS = 2000
-_DUPLICATE, _CHECK, _NO_PARENT = "23505", "23514", "23503"
+_DUPLICATE, _GONE = ("23505", "23P01"), ("42P01", "42703")
+_CHECK, _NO_PARENT = "23514", "23503"
 
 
 class TooManyFailures(PermanentFailure):
@@ -44,6 +46,7 @@ class Loader:
         self.replayed: int | None = None  # the failed event that is applied again: it supersedes only older ones
         self._routes: dict[tuple[str, str], Route | Failure | None] = {}
         self._destinations: dict[Table, Destination] = {}
+        self._plain = False
         self._childless: dict[int, tuple[Route, Record]] = {}
         self._waiting = store.waiting_keys(conn, context.name)
 
@@ -53,10 +56,11 @@ class Loader:
         if "\\" in text:
             self.load_records([source_store.fields(line) for line in lines])
         else:
-            self.load_records([line.split("\t") for line in text[:-1].split("\n")])
+            self.load_records([line.split("\t") for line in text[:-1].split("\n")], plain=True)
 
-    def load_records(self, records: Sequence[Record]) -> None:
-        """Apply events in the order of their numbers."""
+    def load_records(self, records: Sequence[Record], *, plain: bool = False) -> None:
+        """Apply events in the order of their numbers; `plain`: none has a backslash, tab or line end unencoded."""
+        self._plain = plain
         routes = self._routes
         groups: dict[Destination, list[tuple[Route, Record]]] = {}
         self.events += len(records)
@@ -91,11 +95,12 @@ class Loader:
     def rows_failed(self, whole: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The rows of failed_event for what failed here, out of the whole events."""
         rows = []
+        codec = urlencoded.codec(self.conn.info.parameter_status("server_encoding") or "UTF8")
         for event in whole:
             failure = self.failures[event["ev_id"]]
             facts = {name: getattr(failure, name) for name in ("destination", "key", "sqlstate", "error", "state")}
             facts |= {"consumer": self.context.name, "tick": self.context.tick, "batch_end": self.context.end}
-            rows.append({**event, **facts})
+            rows.append({name: _storable(value, codec) for name, value in {**event, **facts}.items()})
         return rows
 
     def _route(self, record: Record) -> Route | Failure | None:
@@ -123,12 +128,13 @@ class Loader:
         return route
 
     def _apply(self, destination: Destination, items: Sequence[tuple[Route, Record]], *, careful: bool = False) -> None:
-        plan = destination.plan(items)
+        plan = destination.plan(items, plain=self._plain)
         if plan.steps:
             catalog.savepoint(self.conn)
             try:
                 for step in plan.steps:
                     self._run(step, careful=careful)
+                catalog.check_now(self.conn)
                 superseding = self._superseding(plan)
             except (DatabaseError, ValueError) as error:
                 code = database.sqlstate(error)
@@ -138,12 +144,15 @@ class Loader:
                 self._apply_in_parts(destination, items, error, code, careful=careful)
                 return
             catalog.release(self.conn)
-            self._supersede(superseding)
+            self._supersede(superseding, below=int(items[-1][1][0]))
+            for step in plan.steps:
+                for emptied in step.emptied:
+                    self._forget_emptied(emptied, plan)
         self.ignored += plan.ignored
         newer = self._newer(destination, items, plan)
         for event, failure in plan.failures.items():
             if event < newer.get((failure.destination, failure.key), 0):
-                failure.state = "superseded"
+                failure.state = "superseded"  # a later event of this very plan was applied
             self._fail(event, failure)
 
     def _apply_in_parts(
@@ -155,11 +164,12 @@ class Loader:
         *,
         careful: bool,
     ) -> None:
-        if code == _CHECK and not careful and "partition constraint" in str(error):
-            # The default partition's rows of some period have just moved to a partition of their own.
+        is_moved = code == _CHECK and "partition constraint" in str(error)
+        if not careful and (is_moved or code in _GONE):
+            # Rows of the default partition have just moved to one of their own; or somebody has changed the table.
             destination.forget_places(route for route, _record in items)
             self._apply(destination, items, careful=True)
-        elif code == _DUPLICATE and not careful:
+        elif code in _DUPLICATE and not careful:
             # A row that must be new is there: from before the queue began, or from after an ignored TRUNCATE.
             self._apply(destination, items, careful=True)
         elif len(items) > 1:
@@ -176,8 +186,8 @@ class Loader:
             self._fail(int(record[0]), Failure(text, code, where, key))
 
     def _run(self, step: Step, *, careful: bool) -> None:
-        for emptied, parent, in_all in step.emptied:
-            for one in self._reach(emptied, parent, everywhere=in_all):
+        for emptied in step.emptied:
+            for one in self._reach(emptied.table, emptied.parent, everywhere=emptied.everywhere):
                 catalog.delete_all_rows(self.conn, one)
         for newest in step.newest.values():
             stale = newest.rows if careful else newest.stale
@@ -187,6 +197,7 @@ class Loader:
             if everywhere:
                 tables = self._reach(newest.place.table, newest.place.parent, everywhere=True)
                 self._delete(newest, tables, list(everywhere))
+        for newest in step.newest.values():
             lines: dict[Any, list[str]] = {}
             for row in newest.rows.values():
                 if row is not None:
@@ -216,7 +227,10 @@ class Loader:
                 for key in one.rows} if plan.failures else set()  # fmt: skip
         if not any((failure.destination, failure.key) in rows for failure in plan.failures.values()):
             return {}
-        applied = [(route, record) for route, record in items if int(record[0]) not in plan.failures]
+        applied = [
+            (route, record) for route, record in items
+            if int(record[0]) not in plan.failures and route.policy != "ignore"
+        ]  # fmt: skip
         return {destination.identity(route, record): int(record[0]) for route, record in applied}
 
     def _superseding(self, plan: Plan) -> list[tuple[str, str]]:
@@ -233,14 +247,23 @@ class Loader:
                 found += [(where, key) for row in newest.rows if (key := key_text(row)) in waiting]
         return found
 
-    def _supersede(self, rows: Sequence[tuple[str, str]]) -> None:
+    def _forget_emptied(self, emptied: Emptied, plan: Plan) -> None:
+        """A TRUNCATE supersedes every failed event of its tables that is older."""
+        tables = {emptied.table}
+        if emptied.everywhere:
+            tables |= {emptied.parent, *self._reach(emptied.table, emptied.parent, everywhere=True)}
+            tables |= set(catalog.partitions_below(self.conn, emptied.parent))
+        names = [str(table) for table in tables]
+        store.supersede_all(self.conn, self.context.name, names, below=self.replayed)
+        for event, failure in (*self.failures.items(), *plan.failures.items()):
+            if event < emptied.event and failure.destination in names:
+                failure.state = "superseded"
+
+    def _supersede(self, rows: Sequence[tuple[str, str]], *, below: int) -> None:
         for destination, key in rows:
             store.supersede(self.conn, self.context.name, destination, [key], below=self.replayed)
-            if self.replayed is not None:
-                continue
-            self._waiting[destination].discard(key)
-            for failure in self.failures.values():
-                if (failure.destination, failure.key) == (destination, key):
+            for event, failure in self.failures.items():
+                if event < below and (failure.destination, failure.key) == (destination, key):
                     failure.state = "superseded"
 
     def _fail(self, event: int, failure: Failure) -> None:
@@ -257,7 +280,16 @@ class Loader:
             )
 
 
+def _storable(value: Any, codec: str) -> Any:
+    """A text as the target can hold it: without NUL, and with \\xNN for what its encoding lacks."""
+    if not isinstance(value, str):
+        return value
+    return value.replace("\0", "\\0").encode(codec, "backslashreplace").decode(codec)
+
+
 def _is_blamed(error: Exception, code: str | None) -> bool:
     if not isinstance(error, DatabaseError):
         return True  # psycopg2 refuses texts with NUL or lone surrogates by ValueError
-    return code is not None and code.startswith(_BLAMED) and code not in _NOT_BLAMED
+    if code == "0A000" and "row-level security" in str(error):
+        return False  # a policy keeps COPY out altogether
+    return code is not None and not code.startswith(_NOT_BLAMED)

@@ -194,7 +194,7 @@ def _made(conn: Connection, parent: Table, missing: _Missing, lock: timedelta) -
             SQL["undo"].run(conn)
             if code in _OVERTAKEN and attempt == 1:
                 continue
-            if code.startswith(("40", "53", "55P", "57", "25006")):
-                raise
+            if code.startswith(("40", "42501", "53", "55P", "57", "25006")):
+                raise  # no event's fault, a missing right included
             raise NoPlace(f"{parent}: no table can be made for its rows: {database.first_line(error)}") from error
     raise AssertionError("a second attempt returns or raises")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
-
-import orjson
 
 from workers.dispatch.names import Table
 from workers.dispatch.shapes import Place, Shape
@@ -27,14 +26,24 @@ class Newest:
     everywhere: dict[Key, None] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Emptied:
+    """What a TRUNCATE comes to: a table's rows go, or (`everywhere`) those of all partitions of its parent."""
+
+    event: int
+    table: Table
+    parent: Table
+    everywhere: bool
+
+
 @dataclass(slots=True)
 class Step:
     """Changes that may be made together: rows that are only added, and rows of which the newest version counts."""
 
     added: dict[Shape, list[str]] = field(default_factory=dict)
     newest: dict[Table, Newest] = field(default_factory=dict)
-    # Before all that: the rows of these tables (with True: of all partitions of their parents) go.
-    emptied: list[tuple[Table, Table, bool]] = field(default_factory=list)
+    # Before all that: the rows of these tables go.
+    emptied: list[Emptied] = field(default_factory=list)
 
     def add(self, shape: Shape, line: str) -> None:
         """A row more."""
@@ -50,10 +59,15 @@ class Step:
         newest = self.newest.get(place.table)
         if newest is None:
             newest = self.newest[place.table] = Newest(place, shape)
-        if not (is_new and shape.replaces) and key not in newest.rows:
+        # A delete takes away what is there, also where an insert of the same row came just before it: both may be
+        # older than the rows that the target began with.
+        if line is None or (not (is_new and shape.replaces) and key not in newest.rows):
             newest.stale[key] = None
         if everywhere:
             newest.everywhere[key] = None
+            for other in self.newest.values():
+                if other is not newest and other.place.parent == place.parent:
+                    other.rows.pop(key, None)  # the row has moved on from there
         newest.rows[key] = None if line is None else (shape, line)
 
 
@@ -82,11 +96,28 @@ class Plan:
             self.steps.append(Step())
         return self.steps[-1]
 
-    def empty(self, table: Table, parent: Table, *, everywhere: bool) -> None:
+    def step_of(self, shape: Shape, *, is_new: bool) -> Step:
+        """The step for another version of a row; a new one where the versions before cannot be told from it.
+
+        That is so where the key has changed in between, and where two texts may be the same key, such as 1.0 and 1.00;
+        of new rows a unique index tells.
+        """
+        step = self.step()
+        before = step.newest.get(shape.place.table)
+        if before is None:
+            return step
+        is_vague = not shape.is_exact and not (is_new and shape.replaces) and any(before.rows.values())
+        if is_vague or before.shape.key_columns != shape.key_columns:
+            step = Step()
+            self.steps.append(step)
+        return step
+
+    def empty(self, event: int, table: Table, parent: Table, *, everywhere: bool) -> None:
         """A TRUNCATE: what came before is done first."""
-        self.steps.append(Step(emptied=[(table, parent, everywhere)]))
+        self.steps.append(Step(emptied=[Emptied(event, table, parent, everywhere)]))
 
 
 def key_text(key: Key) -> str:
     """A row's key as failed_event has it: a JSON array of texts."""
-    return orjson.dumps(key if isinstance(key, tuple) else (key,)).decode()
+    # In ASCII: the target's encoding may lack the source's characters.
+    return json.dumps(key if isinstance(key, tuple) else (key,), separators=(",", ":"))

@@ -47,6 +47,7 @@ def register(settings: Settings, name: str, *, create_queue: bool = False) -> Pl
             at = pgq.tick_time(scope.queue, tick)
             store.set_to(target, scope.name, scope.queue, scope.registered_as, tick, at)
         target.commit()
+        consumers.remember_leaves(scope, target)
         found = store.position(target, scope.name)
         assert found is not None
         if new:
@@ -94,6 +95,7 @@ def adopt(settings: Settings, name: str) -> Placed:
                 )
             store.set_to(target, scope.name, scope.queue, scope.registered_as, mark, at)
         target.commit()
+        consumers.remember_leaves(scope, target)
         return Placed(f"adopted from cube_dispatcher: {known[mark]}", mark)
 
 
@@ -121,7 +123,8 @@ def begin_drop_in(settings: Settings, name: str) -> Placed | None:
             assert found is not None
             # cube_dispatcher ran in between: its mark fits the registration, and ours does not.
             fits = (standing.last_tick, standing.next_tick)
-            if found.state == "active" and found.tick not in fits and mark in fits:
+            behind = found.tick is not None and found.tick < mark
+            if found.state == "active" and mark in fits and (found.tick not in fits or behind):
                 store.set_to(target, scope.name, scope.queue, scope.registered_as, mark, at)
                 new = True
         target.commit()
@@ -150,6 +153,18 @@ def rewind(settings: Settings, name: str, *, reset: bool = False, to_tick: int |
             )
         else:
             tick = found.tick
+        if found is not None and found.sliced_tick is not None and not reset and to_tick is None:
+            standing = pgq.registration(scope.queue, scope.registered_as)
+            if standing is not None and (standing.last_tick, standing.next_tick) == (found.tick, found.sliced_tick):
+                store.resume(target, scope.name)
+                target.commit()
+                return Placed("goes on with the slices of the open batch", tick)
+            if store.slices_done(target, scope.name, found.sliced_tick):
+                raise PermanentFailure(
+                    f"{name}: some slices of the batch up to tick {found.sliced_tick} are applied, and the source has"
+                    " another batch open; choose --to-tick N or --reset, and compare afterwards (`headrace dispatch"
+                    f" verify {name}`)"
+                )
         at = pgq.tick_time(scope.queue, tick)
         if at is None:
             raise PermanentFailure(

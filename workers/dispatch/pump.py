@@ -7,6 +7,7 @@ from workers.database import Connection
 from workers.dispatch import consumers, rules, store
 from workers.dispatch.consumers import Scope
 from workers.dispatch.source_store import Batch, Pgq
+from workers.dispatch.verdicts import verdict
 from workers.messages import DeliverAlerts, DispatchBatch, Message
 from workers.settings import Settings
 
@@ -43,16 +44,19 @@ def alerts_waiting(settings: Settings, name: str) -> list[Message]:
 
 def next_message(scope: Scope, pgq: Pgq, target: Connection, *, again_after: float | None = None) -> list[Message]:
     """The message of the open batch, or of the next one opened; [] when it is on its way, or there is no new tick."""
+    if not scope.consumer.enabled:
+        return []
     batch = _next_batch(scope, pgq)
     pgq.conn.commit()
     if batch is None:
+        return []
+    if not store.exists(target, scope.name):
+        consumers.park(target, scope, verdict(scope.name, None, batch).why)
         return []
     if again_after is None:
         # It most likely waits in the room's queue, behind the batches of others.
         again_after = scope.room.requeue_seconds * QUEUED_FACTOR
     goes_out = store.mark_sent(target, scope.name, batch.tick, again_after=again_after)
-    # Without a position somebody must say so: the worker parks the consumer, with what to do.
-    goes_out = goes_out or not store.exists(target, scope.name)
     target.commit()
     return [_message(scope, batch)] if goes_out else []
 

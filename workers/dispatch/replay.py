@@ -66,7 +66,7 @@ def _portion(target: Connection, source: Connection, scope: Scope, events: list[
     """Apply some failed events and mark them; how many failed again. The caller commits."""
     failed = 0
     for (tick, end), same in groupby(events, key=lambda event: (event.tick, event.batch_end)):
-        batch = Batch(0, scope.queue, scope.registered_as, 0, tick, end, 0)
+        batch = Batch(0, scope.queue, scope.registered_as, 0, tick, end, end, 0)
         loaded = batches.loader(target, source, scope, batch=batch)
         for event in same:
             failed += _one(target, scope, loaded, event)

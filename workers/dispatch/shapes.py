@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,12 @@ from workers.dispatch.rules import EXTRA, Rules
 
 META_TYPES = {"_op": "text", "_ev_id": "bigint", "_ev_time": "timestamp with time zone", "_tick": "bigint"}
 FALLBACK_TYPE = "text"
+
+
+# Types whose equal values have one text each, in whatever way a session prints them; times are made UTC first.
+_ONE_TEXT = re.compile(
+    r"(smallint|integer|bigint|oid|uuid|text|name|date|boolean|character varying|timestamp.*)(\(\d+\).*)?\Z"
+)
 
 
 class Unfit(Exception):
@@ -46,7 +53,8 @@ class Shape:
 
     `width` is how many values are taken; `take` is None where every value is taken in order. `replaces` says that no
     two rows of the place share a key, so that an insert needs nothing taken away before it. `instants` are the places
-    in the key of times with a zone, whose text depends on who wrote it.
+    in the key of times with a zone, whose text depends on who wrote it. `is_exact`: two texts are
+    never the same key.
     """
 
     place: Place
@@ -58,6 +66,7 @@ class Shape:
     key: tuple[int, ...]
     key_columns: tuple[tuple[str, str], ...]
     instants: tuple[int, ...]
+    is_exact: bool
     replaces: bool
     meta: tuple[str, ...]
 
@@ -130,6 +139,7 @@ def _shape(
         columns += [EXTRA] if extra else []
         columns += [place.fill[0]] if place.fill else []
         columns += rules.meta
+    is_unique = frozenset(column for column, _type in key_columns) in place.relation.unique
     return Shape(
         place=place,
         columns=tuple(columns),
@@ -140,7 +150,8 @@ def _shape(
         key=tuple(names.index(name) for name in key),
         key_columns=tuple(key_columns),
         instants=tuple(p for p, (_name, type_) in enumerate(key_columns) if type_.endswith("with time zone")),
-        replaces=frozenset(column for column, _type in key_columns) in place.relation.unique,
+        replaces=is_unique,
+        is_exact=all(_ONE_TEXT.match(type_) for _name, type_ in key_columns),
         meta=rules.meta,
     )
 
@@ -168,5 +179,7 @@ def _add(conn: Connection, place: Place, types: Mapping[str, str | None]) -> Non
             raise Unfit(f"column {column!r} cannot be added to {place.table}: {database.first_line(problem)}")
     again = catalog.relation(conn, place.table)
     assert again is not None
+    if lost := [column for column in types if column not in again.columns]:
+        raise Unfit(f"{place.table} has no column {lost[0]!r} even now: is the name longer than 63 bytes?")
     place.relation = again
     place.shapes.clear()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg2
 from psycopg2 import sql
 
 from workers.database import Connection
@@ -29,13 +30,14 @@ _ESCAPED = {"t": "\t", "n": "\n", "r": "\r", "b": "\b", "f": "\f", "v": "\v"}
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """An open batch. `events` is PgQ's hint, from the numbers at its two ticks; it may be far too high."""
+    """An open batch, from one tick to another. `events` is a hint of PgQ's, and may be far too high."""
 
     id: int
     queue: str
     consumer: str
     prev_tick: int
     tick: int
+    start: datetime
     end: datetime
     events: int
 
@@ -186,14 +188,22 @@ class Pgq:
             with self.conn.cursor() as cursor:
                 cursor.copy_expert(query.statement(), stream)  # type: ignore[arg-type]
             stream.flush_lines()
+        except psycopg2.Error as error:
+            # The driver says this of a server that went away in mid-COPY, with no SQLSTATE and no better class.
+            lost = self.conn.closed and error.pgcode is None
+            self.conn.close()
+            if lost:
+                raise psycopg2.OperationalError(f"the server went away in the middle of a batch: {error}") from error
+            raise
         except BaseException:
             self.conn.close()  # in the middle of COPY it is of no use any more
             raise
 
-    def can_slice(self, batch: int) -> bool:
-        """Whether slices of this batch keep the order of each row's events: no truncate, and each table of one form."""
+    def forms(self, batch: int) -> list[tuple[str, str | None, bool]]:
+        """Of a batch's events: table, column that slices go by (None: they are of slice 0), whether some truncate."""
         events = sql.SQL(self._("batch_event_sql").value(self.conn, {"batch": batch}))
-        return bool(SQL["can_slice"].with_slots(events=events, eligible=_ELIGIBLE).value(self.conn))
+        rows = SQL["forms"].with_slots(events=events, eligible=_ELIGIBLE).rows(self.conn)
+        return [(row[0], row[1], row[2]) for row in rows]
 
     def whole(self, batch: int, ids: Sequence[int]) -> list[dict[str, Any]]:
         """Some events of a batch with all their columns."""
@@ -220,6 +230,17 @@ def root_of(conn: Connection, leaf: Table) -> Table | None:
     """The partitioned table that a leaf belongs to; None for any other table, or one that is gone."""
     row = SQL["root_of"].row(conn, {"schema": leaf.schema, "name": leaf.name})
     return None if row is None else Table(*row)
+
+
+def table_exists(conn: Connection, table: Table) -> bool:
+    """Whether the source has this table."""
+    return bool(SQL["table_exists"].value(conn, {"schema": table.schema, "name": table.name}))
+
+
+def leaves_of_queue(conn: Connection, schema: str, queue: str) -> list[tuple[Table, Table]]:
+    """(leaf, root) of partitioned tables whose triggers write into a queue; `schema` is PgQ's."""
+    rows = SQL["leaves_of_queue"].rows(conn, {"schema": schema, "queue": queue})
+    return [(Table(row[0], row[1]), Table(row[2], row[3])) for row in rows]
 
 
 def column_type(conn: Connection, table: Table, column: str) -> str | None:

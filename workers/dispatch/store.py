@@ -10,6 +10,7 @@ from typing import Any
 from psycopg2 import sql
 
 from workers.database import Connection
+from workers.dispatch.names import Table
 from workers.sql_files import queries
 
 SQL = queries("dispatch")
@@ -22,6 +23,7 @@ class Position:
     queue: str
     registered_as: str
     tick: int | None
+    tick_at: datetime | None
     state: str
     problem: str | None
     sliced_tick: int | None
@@ -87,6 +89,7 @@ def set_to(conn: Connection, consumer: str, queue: str, registered_as: str, tick
     """Move a position by hand; the consumer is active again."""
     facts = {"consumer": consumer, "queue": queue, "registered_as": registered_as, "tick": tick, "tick_at": at}
     SQL["set_position"].run(conn, facts)
+    SQL["forget_slices"].run(conn, {"consumer": consumer, "tick": 2**62})
 
 
 def move(conn: Connection, consumer: str, *, tick: int, at: datetime, events: int, failed: int) -> None:
@@ -120,9 +123,9 @@ def is_set_up(conn: Connection) -> bool:
     return bool(SQL["is_set_up"].value(conn))
 
 
-def hold_back(conn: Connection, consumer: str, seconds: float) -> None:
-    """An attempt failed for good: the message of its batch is not sent again for so long."""
-    SQL["hold_back"].run(conn, {"consumer": consumer, "seconds": seconds})
+def hold_back(conn: Connection, consumer: str, seconds: float, problem: str) -> None:
+    """An attempt failed for good, and why: the message of its batch is not sent again for so long."""
+    SQL["hold_back"].run(conn, {"consumer": consumer, "seconds": seconds, "problem": problem})
 
 
 def was_told_lately(conn: Connection, event: str, subject: str) -> bool:
@@ -182,6 +185,25 @@ def supersede(
     """Failed events of these rows must not come back: later ones were applied. `below`: only those with lower ids."""
     facts = {"consumer": consumer, "destination": destination, "keys": list(keys), "below": below}
     return SQL["supersede"].run(conn, facts)
+
+
+def supersede_all(conn: Connection, consumer: str, destinations: Sequence[str], *, below: int | None = None) -> int:
+    """No failed event of these destinations must come back: they were truncated. `below`: only those with lower ids."""
+    facts = {"consumer": consumer, "destinations": list(destinations), "below": below}
+    return SQL["supersede_all"].run(conn, facts)
+
+
+def remember_leaf(conn: Connection, consumer: str, leaf: Table, root: Table) -> None:
+    """Which partitioned table a leaf at the source belongs to."""
+    facts = {"consumer": consumer, "leaf_schema": leaf.schema, "leaf_name": leaf.name}
+    SQL["remember_leaf"].run(conn, facts | {"root_schema": root.schema, "root_name": root.name})
+
+
+def remembered_root(conn: Connection, consumer: str, leaf: Table) -> Table | None:
+    """Where a leaf belonged that the source does not have any more; None for an unknown one."""
+    facts = {"consumer": consumer, "leaf_schema": leaf.schema, "leaf_name": leaf.name}
+    row = SQL["remembered_root"].row(conn, facts)
+    return None if row is None else Table(*row)
 
 
 def failed_to_replay(

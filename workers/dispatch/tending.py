@@ -24,6 +24,7 @@ def tend(message: TendPartitions, settings: Settings) -> list[Message]:
     scope = consumers.of(settings, message.consumer)
     consumers.ensure(scope)
     with database.connection(scope.target, purpose=f"dispatch partitions {scope.name}") as target:
+        consumers.remember_leaves(scope, target)
         steps, problems = plan(scope, target)
         target.rollback()
         if not any(step.table is not None for step in steps) and not problems:

@@ -120,6 +120,11 @@ def _excerpt(data: str) -> str:
 
 
 @cache
+def codec(server_encoding: str) -> str:
+    """Python's codec for a server encoding; UTF-8 for those that have none."""
+    return _CODECS.get(server_encoding, "utf-8")
+
+
 def decoder(server_encoding: str) -> Callable[[str], Row]:
     """The decoder for events of a database, by what its `server_encoding` says (UTF8, LATIN1, EUC_JP, ...).
 

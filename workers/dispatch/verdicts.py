@@ -20,7 +20,8 @@ class Verdict:
 def verdict(name: str, position: Position | None, batch: Batch) -> Verdict:
     """Compare the target's position with a batch that is open at the source.
 
-    Ticks are numbered upwards without end; the position is the end tick of the last batch that committed here.
+    Ticks are numbered upwards without end; the position is the end tick of the last batch that committed here. The
+    number alone is not enough: a queue that was made anew counts from 1 again.
     """
     if position is None or position.tick is None:
         return Verdict(
@@ -36,6 +37,15 @@ def verdict(name: str, position: Position | None, batch: Batch) -> Verdict:
             f"{name} stands at tick {position.tick} of {position.registered_as} on queue {position.queue}, and the"
             f" batch is of {batch.consumer} on {batch.queue}: were the settings changed? Give the new consumer a new"
             f" name, or `headrace dispatch rewind {name} --reset`",
+        )
+    known = {batch.tick: batch.end, batch.prev_tick: batch.start}.get(position.tick)
+    if known is not None and position.tick_at not in (None, known):
+        return Verdict(
+            "park",
+            f"{name} lost its place: the target stands at tick {position.tick} of {position.tick_at:%Y-%m-%d %H:%M:%S}"
+            f" UTC, and the source made its tick of that number at {known:%Y-%m-%d %H:%M:%S} (was the queue made anew,"
+            f" or the source restored?); compare both sides (`headrace dispatch verify {name}`), then `headrace"
+            f" dispatch rewind {name} --reset`",
         )
     if position.tick == batch.tick:
         return Verdict("finish", f"tick {batch.tick} is applied already")

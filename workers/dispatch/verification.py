@@ -93,7 +93,7 @@ def verify(
         standing = store.position(target, scope.name)
         reading.begin(source, lock_seconds=scope.room.lock_seconds)
         zone, encoding = source_store.source_facts(source)
-        known = Tables(scope.source, scope.consumer, zone)
+        known = Tables(scope.source, scope.consumer, zone, name=scope.name, memory=target, remembers=False)
         groups = _chosen(_groups(scope, source, known), tables, name)
         tick = standing["tick"] if standing is not None else None
         _note_events(scope, target, known, groups, tick, urlencoded.decoder(encoding))

@@ -170,6 +170,8 @@ def _needs(scope: Scope, known: dict[str, Any]) -> list[str]:
         needs.append(f"{name} is parked: {known['problem']}")
     elif known["state"] == "not registered" or not known["registered"]:
         needs.append(f"{name} is not registered; `headrace dispatch register {name}` (or `adopt`)")
+    if known["state"] == "active" and known["problem"]:
+        needs.append(str(known["problem"]))
     if known["failed_events"]:
         needs.append(
             f"{name}: {known['failed_events']} events could not be applied, the newest because:"

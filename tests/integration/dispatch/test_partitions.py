@@ -565,8 +565,9 @@ def test_whoever_owns_the_parent_owns_its_partitions(
             )
             try:
                 cursor.execute("GRANT SELECT ON public.t TO headrace")
-                with pytest.raises(NoPlace, match="must be owner of"):
+                with pytest.raises(psycopg2.errors.InsufficientPrivilege, match="must be owner of"):
                     place(main, target)
+                main.rollback()
                 cursor.execute(f"GRANT {role} TO headrace")
                 name = place(main, target).name
                 assert sql("SELECT tableowner FROM pg_tables WHERE tablename = %s", name) == [(role,)]

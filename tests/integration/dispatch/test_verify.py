@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from tests.integration.dispatch.conftest import Queue, run
-from workers import database, execution
+from workers import execution
 from workers.dispatch import positions, pump, verification
-from workers.dispatch.source_store import Pgq
 from workers.dispatch.verification import Comparison
 from workers.errors import PermanentFailure
 from workers.settings import Settings
@@ -544,16 +543,3 @@ def test_where_pgq_is_called_pgque(pgque_dsn: str, make_queue: Callable[..., Que
     rows(queue, 1)
     found = only(conf)
     assert (found.verdict, found.pending_keys) == ("pending", 1)
-
-
-def test_a_batch_can_be_asked_whether_it_may_be_sliced(queue: Queue, dispatch_conf: Conf) -> None:
-    """PgQ is asked whether a batch's events may be divided."""
-    conf = dispatch_conf(queue.dsn)
-    queue.logged("t", COLUMNS)
-    positions.register(conf, "cube")
-    rows(queue, 1)
-    queue.tick()
-    with database.connection(conf.target("src"), purpose="tests") as conn:
-        pgq = Pgq(conn, "pgq")
-        batch = pgq.next_batch("q", "cube")
-        assert batch is not None and pgq.can_slice(batch.id)

@@ -15,12 +15,13 @@ from workers.dispatch.store import Position
 from workers.dispatch.verdicts import verdict
 from workers.dispatch_settings import Consumer
 
-BATCH = Batch(7, "q", "cube", prev_tick=10, tick=11, end=datetime(2026, 11, 21, tzinfo=UTC), events=100)
+START, END = datetime(2026, 11, 21, tzinfo=UTC), datetime(2026, 11, 21, 0, 0, 1, tzinfo=UTC)
+BATCH = Batch(7, "q", "cube", prev_tick=10, tick=11, start=START, end=END, events=100)
 
 
 def consumer(**keys: object) -> Consumer:
     """A consumer of queue q."""
-    return Consumer(queue="q", **keys)  # type: ignore[arg-type]
+    return Consumer(queue="q", **keys)
 
 
 @pytest.mark.parametrize(
@@ -163,9 +164,9 @@ def test_a_key_that_cannot_be_told_apart_is_refused(columns: list[str]) -> None:
         key_columns("a,b,c", columns)
 
 
-def position(tick: int | None, state: str = "active", queue: str = "q") -> Position:
+def position(tick: int | None, state: str = "active", queue: str = "q", at: datetime | None = None) -> Position:
     """A consumer's position."""
-    return Position(queue, "cube", tick, state, None, None, None)
+    return Position(queue, "cube", tick, at, state, None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -179,16 +180,20 @@ def position(tick: int | None, state: str = "active", queue: str = "q") -> Posit
         (position(12), "park"),
         (position(10, "parked"), "wait"),
         (position(10, queue="other"), "park"),
+        (position(10, at=START), "apply"),
+        (position(11, at=END), "finish"),
+        (position(10, at=END), "park"),
+        (position(11, at=START), "park"),
     ],
 )
 def test_a_batch_is_applied_at_its_own_tick_alone(where: Position | None, what: str) -> None:
-    """Just before it: apply. Just after it: finish. Anywhere else nobody knows what was applied."""
+    """Just before it: apply; just after it: finish. Elsewhere, or at another time, nobody knows what was applied."""
     assert verdict("cube", where, BATCH).what == what
 
 
 def test_a_batch_over_several_ticks_does_not_begin_in_its_middle() -> None:
     """A position between a merged batch's ticks is a lost one."""
-    merged = Batch(7, "q", "cube", prev_tick=10, tick=15, end=BATCH.end, events=0)
+    merged = Batch(7, "q", "cube", prev_tick=10, tick=15, start=START, end=END, events=0)
     assert [verdict("cube", position(tick), merged).what for tick in (10, 12, 15)] == ["apply", "park", "finish"]
 
 
