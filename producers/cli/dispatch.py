@@ -9,7 +9,7 @@ from producers.cli.context import State, json_option, pass_state
 from producers.cli.dispatch_drain import drain
 from producers.cli.dispatch_events import drop, failed, partitions, replay
 from producers.cli.dispatch_options import consumers_of, cube_file, here_options, legacy_option, refused_switches
-from producers.cli.dispatch_places import adopt, register, resume, rewind
+from producers.cli.dispatch_places import adopt, register, resume, rewind, unregister
 from producers.cli.dispatch_setup import import_, install_pgq, setup, triggers
 from producers.cli.dispatch_status import status
 from producers.cli.dispatch_verify import verify
@@ -26,7 +26,7 @@ def dispatch() -> None:
 
 for _command in (
     setup, install_pgq, register, triggers, status, failed, replay, drop, verify, rewind, resume, adopt, partitions,
-    import_,
+    unregister, import_,
 ):  # fmt: skip
     dispatch.add_command(_command)
 

@@ -1,4 +1,4 @@
-"""The commands of `headrace dispatch` about where a consumer stands: register, adopt, rewind, resume."""
+"""The commands of `headrace dispatch` about where a consumer stands: (un)register, adopt, rewind, resume."""
 
 from __future__ import annotations
 
@@ -65,6 +65,28 @@ def resume(state: State, consumer: str | None) -> int:
     else:
         state.out(f"{name}: {'goes on' if done else 'was not parked, or has no position'}")
     return DONE if done else SOME_FAILED
+
+
+@click.command()
+@consumer_argument
+@legacy_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@pass_state
+def unregister(state: State, consumer: str | None, yes: bool) -> int:
+    """Give a consumer up: PgQ keeps no more events for it, and its position is forgotten. Its tables stay."""
+    conf = state.settings
+    name = the_consumer(conf, consumer)
+    if not yes:
+        click.confirm(f"{name}: events that are not applied yet will be gone for it; go on?", abort=True, err=True)
+    done = api.unregister(conf, name)
+    if state.json:
+        state.emit({"consumer": name, "unregistered": done})
+    else:
+        state.out(
+            f"{name}: {'unregistered; set `enabled: false`, or take it out of the settings' if done else 'was not'}"
+        )
+    return DONE
 
 
 def _placed(state: State, name: str, placed: api.Placed) -> int:

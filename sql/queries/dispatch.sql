@@ -74,6 +74,10 @@ UPDATE headrace.dispatch_position
    SET state = 'parked', problem = %(problem)s, parked_at = clock_timestamp()
  WHERE consumer = %(consumer)s AND state = 'active'
 
+-- name: forget_position
+-- A consumer that is given up.
+DELETE FROM headrace.dispatch_position WHERE consumer = %(consumer)s
+
 -- name: resume
 -- A person has looked.
 UPDATE headrace.dispatch_position

@@ -48,6 +48,7 @@ resume = positions.resume
 rewind = positions.rewind
 status = watch.status
 tick = watch.tick
+unregister = positions.unregister
 verify = verification.verify
 watch_lag = watch.watch
 

@@ -26,7 +26,7 @@ SWITCHES = {
     "-v": "logs.level: DEBUG, or HEADRACE_LOGS__LEVEL=DEBUG",
     "-q": "logs.level: WARNING, or HEADRACE_LOGS__LEVEL=WARNING",
     "--register": "headrace dispatch register",
-    "--unregister": "SELECT pgq.unregister_consumer(QUEUE, CONSUMER) at the source, and `enabled: false` here",
+    "--unregister": "headrace dispatch unregister",
     "--rewind": "headrace dispatch rewind",
     "--reset": "headrace dispatch rewind; a target that forgets its position could load a batch twice",
 }

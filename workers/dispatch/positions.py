@@ -193,6 +193,22 @@ def resume(settings: Settings, name: str) -> bool:
         return store.resume(target, scope.name)
 
 
+def unregister(settings: Settings, name: str) -> bool:
+    """Give a consumer up at the source, and forget its position; False when there was neither. Failed events stay."""
+    scope = consumers.of(settings, name)
+    with _both(scope) as (pgq, target):
+        standing = pgq.registration(scope.queue, scope.registered_as) if pgq.queue_exists(scope.queue) else None
+        # Under the position's lock: no worker is in the middle of a batch.
+        store.begin(target, lock_seconds=scope.room.lock_seconds)
+        store.lock(target, scope.name)
+        if standing is not None:
+            pgq.unregister(scope.queue, scope.registered_as)
+            pgq.conn.commit()
+        forgotten = store.forget(target, scope.name)
+        target.commit()
+        return standing is not None or forgotten
+
+
 def _registered_at(pgq: Pgq, scope: Scope) -> int:
     standing = pgq.registration(scope.queue, scope.registered_as)
     if standing is None:

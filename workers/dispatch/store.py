@@ -108,6 +108,11 @@ def park(conn: Connection, consumer: str, queue: str, registered_as: str, proble
     return bool(SQL["park" if exists(conn, consumer) else "insert_parked"].run(conn, facts))
 
 
+def forget(conn: Connection, consumer: str) -> bool:
+    """Take a consumer's position away, with its slices; False when it had none."""
+    return bool(SQL["forget_position"].run(conn, {"consumer": consumer}))
+
+
 def resume(conn: Connection, consumer: str) -> bool:
     """Let a parked consumer go on from where it stands; False when it was not parked or has no position."""
     return bool(SQL["resume"].run(conn, {"consumer": consumer}))

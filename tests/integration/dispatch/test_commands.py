@@ -107,6 +107,19 @@ def test_a_consumer_is_registered_once(desk: Desk) -> None:
     assert desk.json("register", "cube")["what"] == "was registered already"
 
 
+def test_a_consumer_is_given_up(desk: Desk) -> None:
+    """unregister asks first; then PgQ keeps nothing for it, it has no position, and it can begin anew."""
+    desk.log()
+    desk.dispatch("register")
+    desk.fill("1, 'a'")
+    assert desk.site.run("--config", str(desk.file), "dispatch", "unregister").returncode == 130
+    assert len(desk.queue.consumer_info()) == 1
+    assert desk.json("unregister", "--yes") == {"consumer": "cube", "unregistered": True}
+    assert desk.queue.consumer_info() == desk.ask("SELECT * FROM headrace.dispatch_position") == []
+    assert desk.json("unregister", "--yes")["unregistered"] is False
+    assert desk.json("register")["what"] == "registered"
+
+
 def test_triggers_are_printed_and_applied(desk: Desk) -> None:
     """Without a table those of the settings; --print is the default; a second --apply has nothing to do."""
     desk.settings(cube={**PLAIN, "tables": {"public.t": {}, "public.left_out": {"ignore": True}}})
