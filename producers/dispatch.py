@@ -21,6 +21,7 @@ log = logs.get(__name__)
 MAINTENANCE_SECONDS = 60.0
 WATCH_SECONDS = 10.0
 ALERTS_SECONDS = 2.0
+TEND_SECONDS = 600.0
 
 _last: dict[tuple[int, str, str], float] = {}
 
@@ -30,6 +31,12 @@ def pump_everywhere(settings: Settings) -> None:
     names = api.names(settings)
     if names:
         lookers.look_at(settings, "dispatch", names, _pump, every_seconds=settings.dispatch.poll_seconds)
+
+
+def partitions_to_tend(settings: Settings) -> list[Message]:
+    """The messages that have partitions tended; none for those that this process asked for a moment ago."""
+    due = {message.key(): message for message in api.due_for_tending(settings)}
+    return [message for key, message in due.items() if _is_time("tend", key, TEND_SECONDS)]
 
 
 def _pump(settings: Settings, name: str, resend: bool) -> Sequence[Message]:

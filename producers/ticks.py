@@ -79,7 +79,7 @@ def pump() -> None:
 def tend_partitions() -> None:
     """Have partitions made ahead, and those beyond their retention let go of."""
     try:
-        send(queues.due_for_tending(settings.current()), slot=_slot(600))
+        send(dispatch.partitions_to_tend(settings.current()), slot=_slot(dispatch.TEND_SECONDS))
     except RetryLater as error:
         log.warning("tick.waits", tick="partitions", reason=str(error))
 

@@ -138,7 +138,7 @@ def test_a_lost_message_is_sent_again_within_seconds(storm: Storm) -> None:
     storm.beat()
     storm.change()
     with redis.Redis.from_url(storm.site.broker_url) as client:
-        storm.site.until(lambda: client.llen("headrace:dispatch") == 1, "the message waits in its queue")
+        storm.site.until(lambda: client.llen("headrace:dispatch") > 0, "the message waits in its queue")
         storm.kill(looker)
         client.flushdb()  # this test's own database of the broker: all that its workers and beats know of
     flushed = time.monotonic()

@@ -52,7 +52,7 @@ class Tables:
         """The source table that an event names (its root, if it is a leaf), and its rules; None if filtered out."""
         if named not in self._rules:
             found = self._resolve(named)
-            own = rules.of(self._consumer, found)
+            own = rules.of(self._consumer, rules.stripped(self._consumer, found))
             if own is not None and own.partition.timezone == SOURCE_ZONE:
                 own = replace(own, partition=own.partition.model_copy(update={"timezone": self._zone}))
             self._rules[named] = (found, own)
@@ -79,7 +79,7 @@ class Tables:
             with database.connection(self._source, purpose="dispatch tables", autocommit=True) as conn:
                 meant = source_store.tables_named(conn, named)
             found = meant[0] if len(meant) == 1 else found
-        if self._consumer.leaf_to_root and str(found) not in self._consumer.tables:
+        if self._consumer.leaf_to_root and str(rules.stripped(self._consumer, found)) not in self._consumer.tables:
             with database.connection(self._source, purpose="dispatch tables", autocommit=True) as conn:
                 root = source_store.root_of(conn, found)
                 is_gone = root is None and not source_store.table_exists(conn, found)
@@ -88,4 +88,4 @@ class Tables:
             elif is_gone:
                 root = store.remembered_root(self._memory, self._name, found)
             found = root or found
-        return rules.stripped(self._consumer, found)
+        return found

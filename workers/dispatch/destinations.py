@@ -17,7 +17,7 @@ from workers.dispatch.iso import is_iso
 from workers.dispatch.names import Table
 from workers.dispatch.partitions import NoPlace
 from workers.dispatch.plans import Failure, Key, Plan, Record, key_text
-from workers.dispatch.rules import Rules
+from workers.dispatch.rules import Rules, stripped
 from workers.dispatch.shapes import Place, Shape, Unfit, shape
 from workers.dispatch_settings import Partition
 
@@ -44,15 +44,16 @@ class Route:
         self.policy = {"D": rules.on_delete, "R": rules.on_truncate}.get(kind.op)
         self.is_encoded = kind.format == "logutriga"
         self.decode: Callable[[str], Row] = context.decode if self.is_encoded else jsontriga.decode
+        named = stripped(context.consumer, source)
         if self.keyed and not self.keys and kind.op != "R":
             raise Refused(
-                f"{source} has no key, and mode {rules.mode} needs one: set tables.{source}.key, or mode: keep_all"
+                f"{named} has no key, and mode {rules.mode} needs one: set tables.{named}.key, or mode: keep_all"
             )
-        if kind.op == "R" and self.policy != "ignore" and str(kind.table) != str(source):
-            raise Refused(f"{kind.table}: a truncate of one partition of {source} says nothing of the others' rows")
+        if kind.op == "R" and self.policy != "ignore" and str(kind.table) != str(named):
+            raise Refused(f"{kind.table}: a truncate of one part of {named} says nothing of the others' rows")
         if _is_loop(destination, kind, source, rules, context):
             raise Refused(
-                f"{source} would be dispatched into itself, and its trigger would log that; set tables.{source}.target,"
+                f"{source} would be dispatched into itself, and its trigger would log that; set tables.{named}.target,"
                 " or another target database"
             )
         # The form of the event before, so that the next one of the same form costs no look-up.

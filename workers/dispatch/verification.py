@@ -17,6 +17,7 @@ from typing import Literal
 from workers import database
 from workers.database import Connection, DatabaseError
 from workers.dispatch import consumers, jsontriga, source_store, store, urlencoded
+from workers.dispatch import rules as rules_of
 from workers.dispatch import verify_catalog as reading
 from workers.dispatch.consumers import Scope
 from workers.dispatch.context import Decode, Tables
@@ -112,12 +113,18 @@ def _groups(scope: Scope, conn: Connection, known: Tables) -> dict[Table, Group]
             if not scope.consumer.leaf_to_root or any(str(leaf) in scope.consumer.tables for leaf in leaves):
                 parts = [(leaf, True) for leaf in leaves]
         for table, only in parts:
-            named, rules = known.rules(table)
+            named, rules = _named(scope, known, table)
             if rules is not None:
                 key = rules.key or options.get("pkey") or one.key
                 found = Source(table, named, rules, key, frozenset(options.get("ignore", ())), only)
                 groups.setdefault(rules.destination, Group(rules)).sources.append(found)
     return groups
+
+
+def _named(scope: Scope, known: Tables, table: str | Table) -> tuple[Table, Rules | None]:
+    """A source table under the name that the settings have for it, with its rules."""
+    found, own = known.rules(table)
+    return rules_of.stripped(scope.consumer, found), own
 
 
 def _chosen(groups: dict[Table, Group], wanted: Sequence[str], name: str) -> dict[Table, Group]:
@@ -146,7 +153,7 @@ def _note_events(
             kind = kind_of(type_ or "", extra1 or "", extra2, data)
         except UnknownEvent:
             return None
-        named, rules = known.rules(kind.table)
+        named, rules = _named(scope, known, kind.table)
         group = groups.get(rules.destination) if rules is not None else None
         source = next((one for one in group.sources if one.named == named), None) if group is not None else None
         return (group, source, kind.op) if group is not None and source is not None else None

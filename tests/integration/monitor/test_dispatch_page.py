@@ -116,7 +116,13 @@ def settings_of(source: str) -> dict[str, Any]:
         },
         "dispatch": {
             "consumers": {
-                "cube": {**pair, "queue": "q", "mode": "plain", "partition": {"kind": "none"}},
+                "cube": {
+                    **pair,
+                    "queue": "q",
+                    "mode": "plain",
+                    "partition": {"kind": "none"},
+                    "tables": {"public.readings": {"target": "public.kept"}},
+                },
                 "busy": {**pair, "queue": "q"},
                 "parked": {**pair, "queue": "q"},
                 "late": {**pair, "queue": "old"},
@@ -146,7 +152,7 @@ def conf(module_site: Site, source: str) -> Settings:
     new, old = Queue(source, name="q"), Queue(source, name="old")
     for each in (new, old):
         each.call("create_queue")
-    new.ask("CREATE TABLE public.readings (id integer PRIMARY KEY, value integer)")
+    new.ask("CREATE TABLE public.kept (id integer PRIMARY KEY, value integer)")
     for name in ("cube", "busy", "parked", "late"):
         api.register(conf, name)
     for number in range(1, 4):
