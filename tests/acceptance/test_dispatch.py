@@ -15,8 +15,7 @@ from psycopg2 import sql as composed
 
 from tests.conftest import SHARED, Servers
 from tests.integration.dispatch import conftest as pgq
-from tests.integration.dispatch.conftest import Queue, run
-from tests.integration.dispatch.test_modes import drain
+from tests.integration.dispatch.conftest import Queue, drain, run
 from workers.dispatch import positions
 from workers.settings import Settings
 

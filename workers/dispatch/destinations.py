@@ -223,8 +223,11 @@ class Destination:
         if known not in self._places:
             try:
                 self._places[known] = self._find(route.rules, key, self._moment(route, where))
-            except (NoPlace, ValueError, OverflowError) as error:
+            except NoPlace as error:
                 self._places[known] = str(error)  # the next event need not ask again
+            except (ValueError, OverflowError) as error:
+                moment = where or self.context.end
+                self._places[known] = f"no partition of {self.parent} can hold {moment}, at the calendar's end: {error}"
         found = self._places[known]
         if isinstance(found, str):
             raise NoPlace(found)

@@ -86,11 +86,15 @@ class Loader:
 
     def try_references_again(self) -> None:
         """Apply events whose foreign key found nothing: their parents came later, in another table's chunk."""
-        again = {event: item for event, item in self._childless.items() if self.failures[event].state == "waiting"}
-        self._childless = {}
-        for event, (route, record) in sorted(again.items()):
-            del self.failures[event]
-            self._apply(route.destination, [(route, record)])
+        left: int | None = None
+        while True:
+            again = {event: item for event, item in self._childless.items() if self.failures[event].state == "waiting"}
+            if not again or (left is not None and len(again) >= left):
+                return
+            left, self._childless = len(again), {}
+            for event, (route, record) in sorted(again.items()):
+                del self.failures[event]
+                self._apply(route.destination, [(route, record)])
 
     def rows_failed(self, whole: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The rows of failed_event for what failed here, out of the whole events."""

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,16 +17,22 @@ import pytest
 from psycopg2 import sql
 
 from tests.conftest import Servers, _admin, _clone
-from workers import database, migrations
+from workers import database, execution, migrations
 from workers import settings as settings_module
-from workers.dispatch import pgq_install
+from workers.dispatch import pgq_install, positions, pump
 from workers.errors import PermanentFailure
+from workers.messages import ReplayEvents
 from workers.services.binaries import POSTGRES_VARIABLE
 from workers.services.postgres import PostgresServer
 from workers.settings import Settings
 
 DEBIAN = Path("/usr/lib/postgresql")
 ROOMS = (migrations.FOUNDATION, "alerts", "dispatch")
+NONE = {"kind": "none"}  # a consumer's `partition` for tables that are not cut
+
+Ask = Callable[..., list[tuple[Any, ...]]]
+Conf = Callable[..., Settings]
+Start = Callable[..., Settings]
 
 
 def run(dsn: str, statement: str | sql.Composed, *parameters: Any) -> list[tuple[Any, ...]]:
@@ -66,6 +73,9 @@ def pl_only_sql(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _with_pgq(servers: Servers, name: str, text: str) -> str:
     with _admin(servers) as cursor:
+        cursor.execute("SELECT FROM pg_database WHERE datname = %s", (name,))
+        if cursor.fetchone() is not None:
+            return name  # other test folders that borrow these fixtures have fixtures of their own
         cursor.execute(f"CREATE DATABASE {name} TEMPLATE template_headrace")
     run(servers.postgres.dsn(name), text)  # as an ordinary role, who owns the database
     migrate(servers.postgres.dsn(name))
@@ -261,3 +271,73 @@ def dispatch_conf(tmp_path: Path) -> Iterator[Callable[..., Settings]]:
 
     yield make
     settings_module._current = None
+
+
+@pytest.fixture
+def start(pgq_dsn: str, dsn: str, queue: Queue, dispatch_conf: Conf) -> Callable[..., Settings]:
+    """A consumer whose source is PgQ's database and whose target is another one: `start(**consumer_keys)`."""
+
+    def make(**keys: Any) -> Settings:
+        conf = dispatch_conf(dsn, source_dsn=pgq_dsn, **keys)
+        positions.register(conf, "cube")
+        return conf
+
+    return make
+
+
+# Draining in this process, and what came of it
+
+
+def drain(conf: Settings, *names: str) -> list[str]:
+    """Apply every tick that is there; the problems that remain."""
+    execution.load_rooms()
+    messages = [message for name in names or ("cube",) for message in pump.look(conf, name)]
+    dispatch = [message for message in messages if message.room == "dispatch"]
+    return execution.run_here(dispatch, conf, timeout=timedelta(seconds=20))
+
+
+def replay(conf: Settings, *events: int) -> list[str]:
+    """Try failed events again: these, or all; the problems that remain."""
+    return execution.run_here([ReplayEvents(consumer="cube", events=events)], conf, timeout=timedelta(seconds=20))
+
+
+def failures(sql: Ask) -> list[str]:
+    """Why events wait in failed_event, oldest first."""
+    return [row[0] for row in sql("SELECT error FROM headrace.failed_event WHERE state = 'waiting' ORDER BY id")]
+
+
+def states(sql: Ask) -> list[str]:
+    """What became of the failed events, oldest first."""
+    return [row[0] for row in sql("SELECT state FROM headrace.failed_event ORDER BY id")]
+
+
+def position(sql: Ask) -> tuple[Any, ...]:
+    """(tick, state) of the consumer."""
+    [row] = sql("SELECT tick, state FROM headrace.dispatch_position")
+    return row
+
+
+# Ticks and events of a time of their own
+
+
+def external(queue: Queue) -> None:
+    """Let the test say when a tick was, as another ticker may."""
+    queue.call("set_queue_config", "external_ticker", "true")
+
+
+def tick_at(queue: Queue, moment: str) -> None:
+    """A tick of this moment, after everything that was inserted."""
+    [(number, events)] = queue.ask(
+        "SELECT max(tick_id) + 1, max(tick_event_seq) FROM pgq.tick JOIN pgq.queue ON tick_queue = queue_id"
+        " WHERE queue_name = %s", queue.name,
+    )  # fmt: skip
+    queue.call("ticker", number, moment, events + 100)
+
+
+def event_at(queue: Queue, moment: str, type_: str, data: str, table: str = "public.t") -> int:
+    """An event with a time of its own."""
+    [(number,)] = queue.ask(
+        "SELECT pgq.insert_event_raw(%s, NULL, %s, NULL, NULL, %s, %s, %s, NULL, NULL, NULL)",
+        queue.name, moment, type_, data, table,
+    )  # fmt: skip
+    return int(number)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from datetime import timedelta
 from typing import Any
 
 import psycopg2
@@ -12,15 +11,20 @@ import pytest
 from psycopg2 import sql as composed
 
 from tests.conftest import Servers
-from tests.integration.dispatch import test_modes
-from tests.integration.dispatch.conftest import Queue
-from tests.integration.dispatch.test_modes import NONE, Ask, Conf, Start, drain, failures
-from workers import database, execution
+from tests.integration.dispatch.conftest import (
+    NONE,
+    Ask,
+    Conf,
+    Queue,
+    Start,
+    drain,
+    failures,
+    position,
+    replay,
+    states,
+)
+from workers import database
 from workers.dispatch import positions
-from workers.messages import ReplayEvents
-from workers.settings import Settings
-
-start = test_modes.start
 
 NAMES = (
     "Mixed Case.My.Table",
@@ -33,22 +37,6 @@ NAMES = (
     "ta\tb\\n",
 )
 HOSTILE_COLUMNS = ('"Id"', "a,b", "a=b&c", "_PARENT", "õ%+ ", "Sel.ect", "{}%s", "back\\slash", "new\nline", "table")
-
-
-def replay(conf: Settings, *events: int) -> list[str]:
-    """Try failed events again: these, or all; the problems that remain."""
-    return execution.run_here([ReplayEvents(consumer="cube", events=events)], conf, timeout=timedelta(seconds=20))
-
-
-def states(sql: Ask) -> list[str]:
-    """What became of the failed events, oldest first."""
-    return [row[0] for row in sql("SELECT state FROM headrace.failed_event ORDER BY id")]
-
-
-def position(sql: Ask) -> tuple[Any, ...]:
-    """(tick, state) of the consumer."""
-    [row] = sql("SELECT tick, state FROM headrace.dispatch_position")
-    return row
 
 
 def put_many(queue: Queue, count: int, poison: tuple[int, ...]) -> dict[int, int]:

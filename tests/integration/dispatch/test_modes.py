@@ -2,75 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from tests.integration.dispatch.conftest import Queue
-from workers import execution
-from workers.dispatch import positions, pump
+from tests.integration.dispatch.conftest import (
+    NONE,
+    Ask,
+    Conf,
+    Queue,
+    Start,
+    drain,
+    event_at,
+    external,
+    failures,
+    replay,
+    tick_at,
+)
+from workers.dispatch import positions
 from workers.dispatch_settings import Consumer
-from workers.messages import ReplayEvents
-from workers.settings import Settings
 
-Ask = Callable[..., list[tuple[Any, ...]]]
-Conf = Callable[..., Settings]
-
-
-def drain(conf: Settings, *names: str) -> list[str]:
-    """Apply every tick that is there; the problems that remain."""
-    execution.load_rooms()
-    messages = [message for name in names or ("cube",) for message in pump.look(conf, name)]
-    dispatch = [message for message in messages if message.room == "dispatch"]
-    return execution.run_here(dispatch, conf, timeout=timedelta(seconds=20))
-
-
-@pytest.fixture
-def start(pgq_dsn: str, dsn: str, queue: Queue, dispatch_conf: Conf) -> Callable[..., Settings]:
-    """A consumer whose source is PgQ's database and whose target is another one: `start(**consumer_keys)`."""
-
-    def make(**keys: Any) -> Settings:
-        conf = dispatch_conf(dsn, source_dsn=pgq_dsn, **keys)
-        positions.register(conf, "cube")
-        return conf
-
-    return make
-
-
-Start = Callable[..., Settings]
-NONE = {"kind": "none"}
 META = ["_op", "_ev_id", "_ev_time", "_tick"]
-
-
-def failures(sql: Ask) -> list[str]:
-    """Why events wait in failed_event, oldest first."""
-    return [row[0] for row in sql("SELECT error FROM headrace.failed_event WHERE state = 'waiting' ORDER BY id")]
-
-
-def external(queue: Queue) -> None:
-    """Let the test say when a tick was, as another ticker may."""
-    queue.call("set_queue_config", "external_ticker", "true")
-
-
-def tick_at(queue: Queue, moment: str) -> None:
-    """A tick of this moment, after everything that was inserted."""
-    [(number, events)] = queue.ask(
-        "SELECT max(tick_id) + 1, max(tick_event_seq) FROM pgq.tick JOIN pgq.queue ON tick_queue = queue_id"
-        " WHERE queue_name = %s", queue.name,
-    )  # fmt: skip
-    queue.call("ticker", number, moment, events + 100)
-
-
-def event_at(queue: Queue, moment: str, type_: str, data: str, table: str = "public.t") -> int:
-    """An event with a time of its own."""
-    [(number,)] = queue.ask(
-        "SELECT pgq.insert_event_raw(%s, NULL, %s, NULL, NULL, %s, %s, %s, NULL, NULL, NULL)",
-        queue.name, moment, type_, data, table,
-    )  # fmt: skip
-    return int(number)
-
 
 # Deletes and truncates, by policy
 
@@ -524,7 +476,7 @@ def test_a_table_without_a_key_does_not_stop_the_others(start: Start, queue: Que
     ]
     assert sql("SELECT * FROM public.t") == [(1, "a")]
     conf = start(partition=NONE, tables={"public.keyless": {"key": ["id"]}})
-    assert execution.run_here([ReplayEvents(consumer="cube")], conf, timeout=timedelta(seconds=20)) == []
+    assert replay(conf) == []
     assert sql("SELECT * FROM public.keyless") == [(1, "a")]
     queue.insert("U:", "id=1&v=b", "public.keyless")
     queue.tick()

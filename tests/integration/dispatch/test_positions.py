@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from tests.integration.dispatch import test_modes
-from tests.integration.dispatch.conftest import Queue
-from tests.integration.dispatch.test_modes import NONE, Ask, Conf, Start, drain
+from tests.integration.dispatch.conftest import NONE, Ask, Conf, Queue, Start, drain, position
 from workers import execution
 from workers.dispatch import positions, pump
 from workers.errors import NothingToDo, PermanentFailure
 from workers.settings import Settings
-
-start = test_modes.start
 
 # As Skytools makes them.
 PGQ_EXT = """
@@ -38,12 +32,6 @@ END $$
 def ids(sql: Ask) -> list[int]:
     """The rows at the target; keep_all would have one twice."""
     return [row[0] for row in sql("SELECT id FROM public.t ORDER BY 1")]
-
-
-def position(sql: Ask) -> tuple[Any, ...]:
-    """(tick, state) of the consumer."""
-    [row] = sql("SELECT tick, state FROM headrace.dispatch_position")
-    return row
 
 
 def batch(queue: Queue, number: int) -> int:

@@ -7,12 +7,17 @@ from typing import Any
 import pytest
 
 from tests.conftest import Servers
-from tests.integration.dispatch import test_modes
-from tests.integration.dispatch.conftest import Queue, run
-from tests.integration.dispatch.test_failures import replay, states
-from tests.integration.dispatch.test_modes import NONE, Ask, Start, drain, failures
-
-start = test_modes.start
+from tests.integration.dispatch.conftest import (
+    NONE,
+    Ask,
+    Queue,
+    Start,
+    drain,
+    failures,
+    replay,
+    run,
+    states,
+)
 
 COLUMNS = """
 SELECT attname::text, format_type(atttypid, atttypmod) FROM pg_attribute
