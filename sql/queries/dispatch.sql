@@ -220,6 +220,11 @@ SELECT count(*), min(failed_at), (SELECT error FROM headrace.failed_event
   FROM headrace.failed_event
  WHERE consumer = %(consumer)s AND state = 'waiting'
 
+-- name: come_again
+-- The source goes back: events of later batches come again, and are kept again if they fail again.
+UPDATE headrace.failed_event SET state = 'superseded', settled_at = clock_timestamp()
+ WHERE consumer = %(consumer)s AND state = 'waiting' AND tick > %(tick)s
+
 -- name: drop_failed
 -- A person gives failed events up.
 UPDATE headrace.failed_event SET state = 'dropped', settled_at = clock_timestamp()
@@ -286,6 +291,25 @@ SELECT a.attname, format_type(a.atttypid, NULL)
   JOIN pg_namespace AS n ON n.oid = c.relnamespace
   JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = p.partattrs[0]
  WHERE n.nspname = %(schema)s AND c.relname = %(name)s AND p.partstrat = 'r' AND p.partnatts = 1
+
+-- name: has_references
+-- Whether a table has a foreign key, or is referred to by one.
+SELECT EXISTS (SELECT FROM pg_constraint
+                WHERE contype = 'f' AND to_regclass(quote_ident(%(schema)s) || '.' || quote_ident(%(name)s))
+                      IN (conrelid, confrelid))
+
+-- name: default_partition
+-- The default partition of a natively partitioned table; no row where it has none.
+SELECT n.nspname, c.relname
+  FROM pg_partitioned_table AS p
+  JOIN pg_class AS c ON c.oid = p.partdefid
+  JOIN pg_namespace AS n ON n.oid = c.relnamespace
+ WHERE p.partrelid = to_regclass(quote_ident(%(schema)s) || '.' || quote_ident(%(name)s))
+
+-- name: has_rows
+-- Whether a table has any row.
+-- slots: table
+SELECT EXISTS (SELECT FROM {table})
 
 -- name: like_partitions
 -- The tables that were made like a parent and are there.

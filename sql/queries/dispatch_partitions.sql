@@ -88,8 +88,8 @@ SELECT current_setting('lock_timeout') AS lock_timeout, current_setting('search_
 -- name: restore_settings
 -- Put them back, in this order: the session's own path, which a template may have set for good and the session's next
 -- borrower relies on (workers.database), and the one of this transaction.
-SELECT set_config('lock_timeout', %(lock_timeout)s, true), set_config('search_path', 'pg_catalog, pg_temp', false);
-SELECT set_config('search_path', %(search_path)s, true);
+SELECT set_config('lock_timeout', %(lock_timeout)s, true), set_config('search_path', 'pg_catalog, pg_temp', false),
+       set_config('search_path', %(search_path)s, true);
 
 -- name: people_path
 -- The search path that this login has by itself: where people's templates expect their functions and types.

@@ -155,7 +155,7 @@ def partition_listing(settings: Settings, name: str) -> dict[str, list[Partition
     scope = consumers.of(settings, name)
     consumers.ensure(scope)
     with database.connection(scope.target, purpose="dispatch partitions", autocommit=True) as target:
-        return {str(parent): partitions.listing(target, parent) for parent in tending.parents(scope)}
+        return {str(parent): partitions.listing(target, parent) for parent in consumers.parents(scope)}
 
 
 def partition_plan(settings: Settings, name: str) -> tuple[list[str], list[str]]:

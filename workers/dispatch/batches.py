@@ -20,7 +20,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from workers import alerts, database, logs, runs
 from workers.database import Connection
-from workers.dispatch import consumers, pump, source_store, store, urlencoded
+from workers.dispatch import catalog, consumers, pump, shapes, source_store, store, urlencoded
 from workers.dispatch.consumers import Scope
 from workers.dispatch.context import Context, Tables
 from workers.dispatch.loader import Loader, TooManyFailures
@@ -286,6 +286,13 @@ def _can_slice(target: Connection, scope: Scope, pgq: Pgq, batch: Batch) -> bool
         if truncates or (first is not None and own.key is not None and first not in own.key):
             return False
         if columns.setdefault(own.destination, column) != column:
+            return False
+        # Two texts of one key, such as 1.0 and 1.00, would be of two slices, and a parent of another than its children.
+        there = catalog.relation(target, own.destination)
+        slicing = there.columns.get(column) if there is not None and column is not None else None
+        if slicing is not None and not shapes.has_one_text(slicing.type):
+            return False
+        if catalog.has_references(target, own.destination):
             return False
     return True
 

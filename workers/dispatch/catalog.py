@@ -54,6 +54,19 @@ def range_key(conn: Connection, table: Table) -> tuple[str, str] | None:
     return None if row is None else (row[0], row[1])
 
 
+def has_references(conn: Connection, table: Table) -> bool:
+    """Whether a table has a foreign key, or is referred to by one."""
+    return bool(SQL["has_references"].value(conn, {"schema": table.schema, "name": table.name}))
+
+
+def default_with_rows(conn: Connection, parent: Table) -> Table | None:
+    """The default partition of a table, if it has one with rows in it."""
+    row = SQL["default_partition"].row(conn, {"schema": parent.schema, "name": parent.name})
+    if row is None or not SQL["has_rows"].with_slots(table=_name(Table(*row))).value(conn):
+        return None
+    return Table(*row)
+
+
 def like_partitions(conn: Connection, parent: Table) -> list[Table]:
     """The tables that were made like a parent."""
     return [Table(*row) for row in SQL["like_partitions"].rows(conn, {"schema": parent.schema, "name": parent.name})]

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from workers import alerts, database, logs, migrations
 from workers.database import Connection
-from workers.dispatch import source_store, store
-from workers.dispatch_settings import Consumer, Dispatch
+from workers.dispatch import rules, source_store, store
+from workers.dispatch.names import Table, table
+from workers.dispatch.source_store import Pgq
+from workers.dispatch_settings import SOURCE_ZONE, Consumer, Dispatch, Partition
 from workers.errors import PermanentFailure, SettingsError
 from workers.settings import Settings, did_you_mean
 from workers.targets import Target
@@ -115,6 +117,23 @@ def remember_leaves(scope: Scope, target: Connection) -> None:
     for leaf, root in leaves:
         store.remember_leaf(target, scope.name, leaf, root)
     target.commit()
+
+
+def parents(scope: Scope) -> dict[Table, Partition]:
+    """The destinations that a consumer cuts by time: of the tables that write into its queue, and of those it names."""
+    with database.connection(scope.source, purpose="dispatch tables", autocommit=True) as source:
+        zone, _encoding = source_store.source_facts(source)
+        sources = [one.table for one in Pgq(source, scope.consumer.pgq_schema).tables(scope.queue)]
+    sources += [table(name) for name in scope.consumer.tables]
+    found: dict[Table, Partition] = {}
+    for one in sources:
+        own = rules.of(scope.consumer, rules.stripped(scope.consumer, one))
+        if own is not None and own.partition.kind != "none":
+            layout = own.partition
+            if layout.timezone == SOURCE_ZONE:
+                layout = layout.model_copy(update={"timezone": zone})
+            found.setdefault(own.destination, layout)
+    return found
 
 
 @contextmanager

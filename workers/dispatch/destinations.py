@@ -208,7 +208,7 @@ class Destination:
     def _shape(self, route: Route, names: list[str], where: str | None, record: Record) -> Shape:
         key = key_columns(route.keys, names) if names else ()
         place = self._place(route, key, where, record)
-        only_key = route.policy in ("delete", "delete_all")
+        only_key = route.policy in ("delete", "delete_all", "error")
         known = (route.rules, route.source, tuple(names), key, only_key)
         if known not in place.shapes:
             made = shape(
@@ -302,7 +302,9 @@ class Destination:
     def _key_value(self, route: Route, place: Place | None, column: str, row: Row) -> str | None:
         there = place.relation.columns.get(route.rules.renamed(column) or column) if place is not None else None
         # Of a destination that is not there the type is not known, and what looks like an instant most likely is one.
-        is_instant = place is None or (there is not None and there.type.endswith("with time zone"))
+        is_instant = there is None or there.type.endswith("with time zone")
+        if there is None or there.type.startswith("numeric"):
+            return _in_utc(_shortest(row[column]))
         return _in_utc(row[column]) if is_instant else row[column]
 
     def _failure(self, route: Route, record: Record, row: Row, error: Exception) -> Failure:
@@ -331,8 +333,10 @@ def _key(form: Shape, values: Sequence[str | None]) -> Key:
 
     The same instant is the same text here, in whatever time zone its producer wrote it.
     """
-    if form.instants:
+    if form.instants or form.numerics:
         values = list(values)
+        for number in form.numerics:
+            values[form.key[number]] = _shortest(values[form.key[number]])
         for number in form.instants:
             values[form.key[number]] = _in_utc(values[form.key[number]])
     if len(form.key) == 1:
@@ -344,6 +348,13 @@ def _key(form: Shape, values: Sequence[str | None]) -> Key:
     if len(found) < len(form.key):
         raise Unfit("a column of the key is NULL")
     return found
+
+
+def _shortest(value: str | None) -> str | None:
+    """A number without the zeros at the end of its fraction: 1.0 and 1.00 are one key."""
+    if value is None or "." not in value:
+        return value
+    return value.rstrip("0").rstrip(".") or "0"
 
 
 def _in_utc(value: str | None) -> str | None:

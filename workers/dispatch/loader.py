@@ -223,19 +223,35 @@ class Loader:
             return [parent if everywhere else table]
         return list(dict.fromkeys([table, *catalog.like_partitions(self.conn, parent)]))
 
+    def _everywhere(self, table: Table, parent: Table) -> set[str]:
+        """The names that failed events of a destination's rows may go by."""
+        tables = {table, parent, *self._reach(table, parent, everywhere=True)}
+        return {str(one) for one in tables | set(catalog.partitions_below(self.conn, parent))}
+
     def _newer(
         self, destination: Destination, items: Sequence[tuple[Route, Record]], plan: Plan
     ) -> dict[tuple[str | None, str | None], int]:
         """Of the rows with failed events in this plan: the number of the last event that was applied."""
         rows = {(str(one.place.identity), key_text(key)) for step in plan.steps for one in step.newest.values()
                 for key in one.rows} if plan.failures else set()  # fmt: skip
+        for step in plan.steps if plan.failures else ():
+            for one in step.newest.values():
+                if one.everywhere:
+                    reached = self._everywhere(one.place.table, one.place.parent)
+                    rows |= {(name, key_text(key)) for name in reached for key in one.everywhere}
         if not any((failure.destination, failure.key) in rows for failure in plan.failures.values()):
             return {}
         applied = [
             (route, record) for route, record in items
             if int(record[0]) not in plan.failures and route.policy != "ignore"
         ]  # fmt: skip
-        return {destination.identity(route, record): int(record[0]) for route, record in applied}
+        found = {}
+        for route, record in applied:
+            where, key = destination.identity(route, record)
+            found[where, key] = int(record[0])
+            if route.policy == "delete_all" and route.op == "D":
+                found |= {(name, key): int(record[0]) for name in {one for one, _key in rows}}
+        return found
 
     def _superseding(self, plan: Plan) -> list[tuple[str, str]]:
         """The failed events' rows of which this plan has a newer version."""
@@ -245,6 +261,10 @@ class Loader:
         for step in plan.steps:
             for newest in step.newest.values():
                 where = str(newest.place.identity)
+                if newest.everywhere and str(newest.place.parent) != where:
+                    reached = self._everywhere(newest.place.table, newest.place.parent)
+                    gone = {key_text(row) for row in newest.everywhere}
+                    found += [(one, key) for one in reached for key in gone & self._waiting.get(one, set())]
                 waiting = self._waiting.get(where)
                 if not waiting:
                     continue
@@ -279,8 +299,9 @@ class Loader:
         if self.replayed is None and len(self.failures) > self.context.consumer.max_failed:
             raise TooManyFailures(
                 f"{self.context.name}: more than {self.context.consumer.max_failed} events of the batch that ends with"
-                f" tick {self.context.tick} cannot be applied, the last one because: {failure.error}; nothing of it is"
-                f" applied. Mend the cause and `headrace dispatch resume {self.context.name}`, or raise max_failed"
+                f" tick {self.context.tick}, or of a slice of it, cannot be applied, the last one because: {failure.error};"
+                " nothing of it is applied. Mend the cause and `headrace dispatch resume"
+                f" {self.context.name}`, or raise max_failed"
             )
 
 

@@ -182,6 +182,8 @@ def rewind(settings: Settings, name: str, *, reset: bool = False, to_tick: int |
             store.insert(target, scope.name, scope.queue, scope.registered_as, tick, at)
         else:
             store.set_to(target, scope.name, scope.queue, scope.registered_as, tick, at)
+            if not reset:
+                store.come_again(target, scope.name, tick)
         target.commit()
         return Placed("the target goes on where the source stands" if reset else "the source stands there now", tick)
 

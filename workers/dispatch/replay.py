@@ -12,7 +12,9 @@ from workers import database, runs
 from workers.database import Connection
 from workers.dispatch import batches, consumers, source_store, store
 from workers.dispatch.consumers import Scope
+from workers.dispatch.events import UnknownEvent, kind_of
 from workers.dispatch.loader import Loader
+from workers.dispatch.plans import Record
 from workers.dispatch.source_store import Batch
 from workers.dispatch.store import FailedEvent
 from workers.errors import PermanentFailure
@@ -20,6 +22,10 @@ from workers.messages import Message, ReplayEvents
 from workers.settings import Settings
 
 PORTION = 1000
+_NO_SECOND_TRUNCATE = (
+    "a truncate is not replayed, as rows that came after it would go, too; delete what must go yourself, then"
+    " `headrace dispatch drop` the event"
+)
 
 
 def replay_events(message: ReplayEvents, settings: Settings) -> list[Message]:
@@ -80,6 +86,9 @@ def _one(target: Connection, scope: Scope, loaded: Loader, event: FailedEvent) -
         source_store.time_text(event.ev_time),
     ]  # fmt: skip
     loaded.failures.clear()
+    if _would_empty(loaded, record):
+        store.wait_again(target, event.id, _NO_SECOND_TRUNCATE, None)
+        return True
     loaded.replayed = event.id
     store.settle_failed(target, scope.name, [event.id], "replayed")
     loaded.load_records([record])
@@ -88,3 +97,13 @@ def _one(target: Connection, scope: Scope, loaded: Loader, event: FailedEvent) -
         return False
     store.wait_again(target, event.id, failure.error, failure.sqlstate)
     return True
+
+
+def _would_empty(loaded: Loader, record: Record) -> bool:
+    """Whether this is a truncate that takes rows away."""
+    try:
+        kind = kind_of(record[1], record[3], record[4] or None, record[2])
+    except UnknownEvent:
+        return False
+    _source, own = loaded.context.tables.rules(kind.table)
+    return kind.op == "R" and own is not None and own.on_truncate in ("delete", "delete_all")

@@ -19,8 +19,13 @@ FALLBACK_TYPE = "text"
 
 # Types whose equal values have one text each, in whatever way a session prints them; times are made UTC first.
 _ONE_TEXT = re.compile(
-    r"(smallint|integer|bigint|oid|uuid|text|name|date|boolean|character varying|timestamp.*)(\(\d+\).*)?\Z"
+    r"(numeric|smallint|integer|bigint|oid|uuid|text|name|date|boolean|character varying|timestamp.*)(\(\d+\).*)?\Z"
 )
+
+
+def has_one_text(type_: str) -> bool:
+    """Whether equal values of this type have the same text, whoever printed them."""
+    return _ONE_TEXT.match(type_) is not None and not type_.startswith("numeric")
 
 
 class Unfit(Exception):
@@ -68,6 +73,7 @@ class Shape:
     instants: tuple[int, ...]
     is_exact: bool
     replaces: bool
+    numerics: tuple[int, ...]
     meta: tuple[str, ...]
 
 
@@ -150,6 +156,7 @@ def _shape(
         key=tuple(names.index(name) for name in key),
         key_columns=tuple(key_columns),
         instants=tuple(p for p, (_name, type_) in enumerate(key_columns) if type_.endswith("with time zone")),
+        numerics=tuple(p for p, (_name, type_) in enumerate(key_columns) if type_.startswith("numeric")),
         replaces=is_unique,
         is_exact=all(_ONE_TEXT.match(type_) for _name, type_ in key_columns),
         meta=rules.meta,

@@ -241,6 +241,11 @@ def count_failed(conn: Connection, consumer: str) -> tuple[int, datetime | None,
     return row[0], row[1], row[2]
 
 
+def come_again(conn: Connection, consumer: str, tick: int) -> int:
+    """Failed events after this tick come again with their batches, and fail again then, or do not."""
+    return SQL["come_again"].run(conn, {"consumer": consumer, "tick": tick})
+
+
 def drop_failed(conn: Connection, consumer: str, ids: Sequence[int] | None) -> int:
     """Give failed events up; how many."""
     return SQL["drop_failed"].run(conn, {"consumer": consumer, "ids": list(ids) if ids else None})

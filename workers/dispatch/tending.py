@@ -6,12 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 from workers import database, logs, runs
 from workers.database import Connection
-from workers.dispatch import consumers, partitions, rules, source_store, store
+from workers.dispatch import consumers, partitions, store
 from workers.dispatch.consumers import Scope
-from workers.dispatch.names import Table, table
 from workers.dispatch.partitions import NoPlace, Step
-from workers.dispatch.source_store import Pgq
-from workers.dispatch_settings import SOURCE_ZONE, Partition
 from workers.errors import NothingToDo
 from workers.messages import Message, TendPartitions
 from workers.settings import Settings
@@ -50,7 +47,7 @@ def plan(scope: Scope, target: Connection) -> tuple[list[Step], list[str]]:
     found = store.position(target, scope.name)
     steps: list[Step] = []
     problems: list[str] = []
-    for parent, layout in parents(scope).items():
+    for parent, layout in consumers.parents(scope).items():
         try:
             steps += partitions.premake(target, layout, parent, now=now)
             if layout.retention_days is not None and found is not None and found["tick_at"] is not None:
@@ -59,20 +56,3 @@ def plan(scope: Scope, target: Connection) -> tuple[list[Step], list[str]]:
         except NoPlace as error:
             problems.append(str(error))
     return steps, problems
-
-
-def parents(scope: Scope) -> dict[Table, Partition]:
-    """The destinations that a consumer cuts by time: of the tables that write into its queue, and of those it names."""
-    with database.connection(scope.source, purpose="dispatch tables", autocommit=True) as source:
-        zone, _encoding = source_store.source_facts(source)
-        sources = [one.table for one in Pgq(source, scope.consumer.pgq_schema).tables(scope.queue)]
-    sources += [table(name) for name in scope.consumer.tables]
-    found: dict[Table, Partition] = {}
-    for one in sources:
-        own = rules.of(scope.consumer, rules.stripped(scope.consumer, one))
-        if own is not None and own.partition.kind != "none":
-            layout = own.partition
-            if layout.timezone == SOURCE_ZONE:
-                layout = layout.model_copy(update={"timezone": zone})
-            found.setdefault(own.destination, layout)
-    return found

@@ -7,7 +7,7 @@ from typing import Any
 
 from workers import alerts, database, logs
 from workers.database import Connection
-from workers.dispatch import consumers, store
+from workers.dispatch import catalog, consumers, store
 from workers.dispatch.consumers import Scope
 from workers.dispatch.source_store import Pgq, Registration
 from workers.settings import Settings
@@ -82,6 +82,7 @@ def status(settings: Settings, name: str) -> dict[str, Any]:
         queue = pgq.queue(scope.queue) if document["pgq_installed"] else None
         registration = pgq.registration(scope.queue, scope.registered_as) if queue is not None else None
     document |= _at_source(registration, queue)
+    document["default_rows"] = _default_rows(scope) if registration is not None else []
     document["needs"] = _needs(scope, document)
     return document
 
@@ -116,6 +117,16 @@ def _at_target(target: Connection, scope: Scope) -> dict[str, Any]:
         found |= {key: position[key] for key in names}
     count, since, error = store.count_failed(target, scope.name)
     return found | {"failed_events": count, "failed_since": since, "newest_error": error}
+
+
+def _default_rows(scope: Scope) -> list[str]:
+    """The default partitions that have rows: of moments that no partition is for."""
+    parents = [parent for parent, layout in consumers.parents(scope).items() if layout.kind == "native"]
+    if not parents:
+        return []
+    with database.connection(scope.target, purpose="dispatch status", autocommit=True) as target:
+        found = [catalog.default_with_rows(target, parent) for parent in parents]
+    return [str(one) for one in found if one is not None]
 
 
 def _at_source(registration: Registration | None, queue: dict[str, Any] | None) -> dict[str, Any]:
@@ -187,6 +198,11 @@ def _needs(scope: Scope, known: dict[str, Any]) -> list[str]:
         pending = known["pending_events"]
         needs.append(
             f"{_LATE}{name} is {known['lag_seconds']:.0f} s behind, about {pending} events wait; is a worker up?"
+        )
+    for table in known["default_rows"]:
+        needs.append(
+            f"{name}: the default partition {table} has rows, of moments that no partition is for; make the partitions"
+            " (Headrace moves such rows when it makes theirs), or mend the dates"
         )
     if known["rotation_blocked"]:
         needs.append(

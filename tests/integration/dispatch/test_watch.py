@@ -143,3 +143,22 @@ def test_partitions_leave_only_behind_the_position(queue: Queue, dispatch_conf: 
     assert left_after(16) == [(1,), (2,), (3,)]
     assert left_after(0) == [(3,)]
     assert api.partition_plan(conf, "cube") == ([], [])
+
+
+def test_rows_in_a_default_partition_are_told(queue: Queue, dispatch_conf: Conf) -> None:
+    """Where late rows may go there, somebody hears of it; with their partition made, and drained, no more."""
+    partition = {"kind": "native", "by": "field:at", "late": "default", "premake": 0}
+    conf = dispatch_conf(queue.dsn, partition=partition, mode="keep_all", tables=TARGET)
+    queue.ask(
+        "CREATE SCHEMA dst; CREATE TABLE dst.t (id int, at timestamptz) PARTITION BY RANGE (at);"
+        " CREATE TABLE dst.rest PARTITION OF dst.t DEFAULT;"
+        " CREATE TABLE dst.now PARTITION OF dst.t FOR VALUES FROM ('2026-01-01 00:00Z') TO ('infinity')"
+    )
+    positions.register(conf, "cube")
+    queue.insert("I:id", "id=1&at=2020-01-01+00%3a00%3a00%2b00", "public.t")
+    queue.tick()
+    assert drain(conf) == []
+    [need] = watch.status(conf, "cube")["needs"]
+    assert "the default partition dst.rest has rows" in need
+    queue.ask("DELETE FROM dst.rest")
+    assert watch.status(conf, "cube")["needs"] == []
