@@ -299,8 +299,8 @@ class Loader:
         if self.replayed is None and len(self.failures) > self.context.consumer.max_failed:
             raise TooManyFailures(
                 f"{self.context.name}: more than {self.context.consumer.max_failed} events of the batch that ends with"
-                f" tick {self.context.tick}, or of a slice of it, cannot be applied, the last one because: {failure.error};"
-                " nothing of it is applied. Mend the cause and `headrace dispatch resume"
+                f" tick {self.context.tick}, or of a slice of it, cannot be applied, the last one because:"
+                f" {failure.error}; nothing of it is applied. Mend the cause and `headrace dispatch resume"
                 f" {self.context.name}`, or raise max_failed"
             )
 
