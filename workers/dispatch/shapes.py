@@ -141,10 +141,11 @@ def _shape(
             raise Unfit(f"{place.table} has no column {target!r}, which is of the key; add it, or set `key`")
         key_columns.append((target, there[target].type))
     positions = tuple(position for position, _column in taken)
+    meta = tuple(name for name in rules.meta if place.fill is None or name != place.fill[0])
     if not only_key:
         columns += [EXTRA] if extra else []
         columns += [place.fill[0]] if place.fill else []
-        columns += rules.meta
+        columns += meta
     is_unique = frozenset(column for column, _type in key_columns) in place.relation.unique
     return Shape(
         place=place,
@@ -159,7 +160,7 @@ def _shape(
         numerics=tuple(p for p, (_name, type_) in enumerate(key_columns) if type_.startswith("numeric")),
         replaces=is_unique,
         is_exact=all(_ONE_TEXT.match(type_) for _name, type_ in key_columns),
-        meta=rules.meta,
+        meta=meta,
     )
 
 

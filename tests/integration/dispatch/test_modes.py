@@ -493,3 +493,22 @@ def test_a_table_is_not_dispatched_into_itself(pgq_dsn: str, queue: Queue, dispa
     queue.tick()
     drain(conf)
     assert len(queue.events()) == 2
+
+
+def test_the_events_time_may_be_the_range_key_and_a_meta_column(start: Start, queue: Queue, sql: Ask) -> None:
+    """One column `_ev_time` is both what history is cut by and what says when a version was made."""
+    conf = start(
+        mode="keep_all",
+        meta_columns=["_op", "_ev_time"],
+        partition={"kind": "native", "by": "event_time", "period": "month"},
+    )
+    sql("CREATE TABLE public.t (id int, _ev_time timestamptz) PARTITION BY RANGE (_ev_time)")
+    event_at(queue, "2026-02-28 23:59:59+00", "I:id", "id=1", "public.t")
+    event_at(queue, "2026-03-01 00:00:00+00", "I:id", "id=2", "public.t")
+    queue.tick()
+    assert drain(conf) == failures(sql) == []
+    found = sql("SELECT tableoid::regclass::text, id, _op, _ev_time::text FROM public.t ORDER BY id")
+    assert found == [
+        ("t_p2026_02", 1, "I", "2026-02-28 23:59:59+00"),
+        ("t_p2026_03", 2, "I", "2026-03-01 00:00:00+00"),
+    ]
