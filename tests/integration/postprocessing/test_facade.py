@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -381,6 +382,15 @@ def asleep(dsn: str) -> Iterator[connection]:
     """A connection whose statement sleeps until it is cancelled; at the end it has been."""
     with closing(psycopg2.connect(dsn)) as conn, ThreadPoolExecutor(1) as thread, conn.cursor() as cursor:
         sleep = thread.submit(cursor.execute, "SELECT pg_sleep(100)")
+        with closing(psycopg2.connect(dsn)) as watcher, watcher.cursor() as watching:
+            watcher.autocommit = True
+            for _ in range(600):  # a cancellation that comes before the statement has begun is lost
+                watching.execute(
+                    "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = %s", (conn.info.backend_pid,)
+                )
+                if watching.fetchone() == (True,):
+                    break
+                time.sleep(0.05)
         yield conn
         with pytest.raises(errors.QueryCanceled):
             sleep.result(timeout=60)
