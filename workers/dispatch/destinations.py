@@ -33,8 +33,8 @@ class Route:
     """What becomes of the events of one type and one source table."""
 
     __slots__ = (
-        "decode", "destination", "is_encoded", "keyed", "keys", "moment", "names", "needs_row", "op", "policy", "rules",
-        "shape", "source", "where",
+        "decode", "destination", "everywhere", "is_encoded", "keyed", "keys", "moment", "names", "op", "policy",
+        "rules", "shape", "source", "takes_away", "where",
     )  # fmt: skip
 
     def __init__(self, destination: Destination, kind: Kind, source: Table, rules: Rules, context: Context) -> None:
@@ -42,6 +42,8 @@ class Route:
         self.op, self.keys = kind.op, rules.key or kind.keys
         self.keyed = rules.mode != "keep_all"
         self.policy = {"D": rules.on_delete, "R": rules.on_truncate}.get(kind.op)
+        self.takes_away = self.policy in ("delete", "delete_all")
+        self.everywhere = rules.mode == "plain" or self.policy == "delete_all"
         self.is_encoded = kind.format == "logutriga"
         self.decode: Callable[[str], Row] = context.decode if self.is_encoded else jsontriga.decode
         named = stripped(context.consumer, source)
@@ -99,8 +101,12 @@ class Destination:
         An event that cannot be read, or has no place, is among the plan's failures. psycopg2's errors go through.
         """
         plan = Plan()
+        # Rows that are only added, one after the other in one form, need no look at the step in hand.
+        added: Shape | None = None
+        add = list[str]().append
         for route, record in items:
             if route.policy is not None and self._is_settled(plan, route, record):
+                added = None
                 continue
             data = record[2]
             row: Row = {}
@@ -122,10 +128,10 @@ class Destination:
                             f"{names[place]} is {value!r}: a date in another style than ISO could mean two days; pin"
                             " the trigger's DateStyle (`headrace dispatch triggers`)"
                         )
-                everywhere = route.rules.mode == "plain" or route.policy == "delete_all"
-                if route.policy in ("delete", "delete_all"):
+                if route.takes_away:
+                    added = None
                     step = plan.step_of(form, is_new=False)
-                    step.replace(form, _key(form, values), None, is_new=False, everywhere=everywhere)
+                    step.replace(form, _key(form, values), None, is_new=False, everywhere=route.everywhere)
                     continue
                 picked = values if form.take is None else [values[place] for place in form.take]
                 try:
@@ -135,14 +141,17 @@ class Destination:
                     line = "\t".join(picked)  # type: ignore[arg-type]
                 except TypeError:  # a NULL, or something to escape
                     line = "\t".join(map(quote_copy, picked))
-                if form.place.fill or form.meta or form.extra:
+                if form.has_more:
                     line = self._with_more(line, route, record, form, values)
                 if route.keyed:
                     is_new = route.op == "I"
                     step = plan.step_of(form, is_new=is_new)
-                    step.replace(form, _key(form, values), line, is_new=is_new, everywhere=everywhere)
+                    step.replace(form, _key(form, values), line, is_new=is_new, everywhere=route.everywhere)
+                    added = None
                 else:
-                    plan.step().add(form, line)
+                    if form is not added:
+                        added, add = form, plan.step().lines_of(form).append
+                    add(line)
             except (ValueError, OverflowError, Unfit, NoPlace) as error:
                 plan.failures[int(record[0])] = self._failure(route, record, row, error)
         return plan

@@ -45,13 +45,9 @@ class Step:
     # Before all that: the rows of these tables go.
     emptied: list[Emptied] = field(default_factory=list)
 
-    def add(self, shape: Shape, line: str) -> None:
-        """A row more."""
-        lines = self.added.get(shape)
-        if lines is None:
-            self.added[shape] = [line]
-        else:
-            lines.append(line)
+    def lines_of(self, shape: Shape) -> list[str]:
+        """The lines of one shape, to be added to."""
+        return self.added.setdefault(shape, [])
 
     def replace(self, shape: Shape, key: Key, line: str | None, *, is_new: bool, everywhere: bool) -> None:
         """The newest version of a row; None: it is gone. `is_new` where none can be there before."""

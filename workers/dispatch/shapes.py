@@ -75,6 +75,7 @@ class Shape:
     replaces: bool
     numerics: tuple[int, ...]
     meta: tuple[str, ...]
+    has_more: bool
 
 
 def shape(
@@ -161,6 +162,7 @@ def _shape(
         replaces=is_unique,
         is_exact=all(_ONE_TEXT.match(type_) for _name, type_ in key_columns),
         meta=meta,
+        has_more=bool(place.fill or meta or extra),
     )
 
 
