@@ -28,7 +28,6 @@ def legacy_option(command: F) -> F:
         if value is not None:
             cube = api.read_cube(value)
             state = ctx.ensure_object(State)
-            state.legacy = value
             state.overrides = cube.overrides
             ctx.meta[_CUBE] = cube
 

@@ -238,7 +238,6 @@ def _apply(
         message, control=settings.target(), work=scope.target, conn=target, host=settings.host, same_run=ONE_LINE_FOR
     ) as run:
         loaded = loader(target, pgq.conn, scope, batch=batch)
-
         load(loaded, run, scope, pgq, target, batch)
         waiting = keep_failures(loaded, target, pgq, scope, batch)
         _move(target, scope, batch, events=loaded.events, failed=len(loaded.failures))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 
 from workers.errors import PermanentFailure
@@ -99,32 +99,12 @@ def _text(run: str, codec: str) -> str:
 decode: Callable[[str], Row] = decode_python if _in_c is None else _in_c
 
 
-def check(data: str, row: Mapping[str, str | None]) -> None:
-    """Raise ValueError if `row`, decoded from `data`, lost or invented something: logutriga did not write this.
-
-    Found are pairs with two =, empty names and pairs, a column that comes twice, and the character 0, which no
-    PostgreSQL text has. Costs a third of a microsecond for 200 characters.
-    """
-    # A second = in a pair always makes a column '', which no table has; so the counts are equal only if each
-    # pair gave one column.
-    if len(row) != (data.count("&") + 1 if data else 0) or "" in row:
-        raise ValueError(f"not every pair of {_excerpt(data)} is one column and its value: logutriga did not write it")
-    if "%00" in data or "\0" in data:
-        raise ValueError(
-            f"{_excerpt(data)} has a character 0, which no PostgreSQL text has: logutriga did not write it"
-        )
-
-
-def _excerpt(data: str) -> str:
-    return repr(data if len(data) <= 100 else data[:100] + "…")
-
-
-@cache
 def codec(server_encoding: str) -> str:
     """Python's codec for a server encoding; UTF-8 for those that have none."""
     return _CODECS.get(server_encoding, "utf-8")
 
 
+@cache
 def decoder(server_encoding: str) -> Callable[[str], Row]:
     """The decoder for events of a database, by what its `server_encoding` says (UTF8, LATIN1, EUC_JP, ...).
 
