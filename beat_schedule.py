@@ -25,6 +25,9 @@ beat_schedule: dict[str, dict[str, Any]] = {
     "dispatch": _every("ticks.dispatch", 1.0),
     # Partitions are made days ahead; a quarter of an hour finds a database that was away in good time.
     "partitions": _every("ticks.partitions", 900.0),
+    # Steps of a rewrite follow each other by messages; this finds those whose message got lost, those that wait longer
+    # than half a minute, and plans whose window has opened.
+    "repack": _every("ticks.repack", 5.0),
     # History beyond its retention goes in small portions.
     "forget-old-runs": _every("ticks.forget_old_runs", 3600.0),
 }

@@ -6,13 +6,14 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from producers import dispatch, postprocessing
+from producers import dispatch, postprocessing, repack
 from workers import hosts, logs, pauses, reaper, settings
 from workers.app import app, queue_depths, send
 from workers.dispatch import api as queues
 from workers.errors import HeadraceError, NothingToDo, RetryLater
 from workers.messages import IngestFile, TakeInventory
 from workers.postprocessing import api as jobs
+from workers.repack import api as rewrites
 from workers.telemetry import api as telemetry
 
 log = logs.get(__name__)
@@ -75,6 +76,15 @@ def pump() -> None:
         log.warning("tick.waits", tick="dispatch", reason=str(error))
 
 
+@app.task(name="ticks.repack", **_LIMIT)
+def look_for_rewrites() -> None:
+    """Send on the rewrites whose next step is due, and have tables chosen where a plan's window is open."""
+    try:
+        repack.look_everywhere(settings.current())
+    except RetryLater as error:
+        log.warning("tick.waits", tick="repack", reason=str(error))
+
+
 @app.task(name="ticks.partitions", **_LIMIT)
 def tend_partitions() -> None:
     """Have partitions made ahead, and those beyond their retention let go of."""
@@ -88,7 +98,12 @@ def tend_partitions() -> None:
 def forget_old_runs() -> None:
     """Delete history beyond its retention."""
     conf = settings.current()
-    for name, forget in (("runs", reaper.forget_old_runs), ("jobs", _forget_old_job_runs), ("events", _forget_events)):
+    for name, forget in (
+        ("runs", reaper.forget_old_runs),
+        ("jobs", _forget_old_job_runs),
+        ("events", _forget_events),
+        ("rewrites", rewrites.forget_old),
+    ):
         try:
             forget(conf)
         except HeadraceError as error:

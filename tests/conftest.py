@@ -26,6 +26,7 @@ from workers.dispatch import consumers
 from workers.messages import Message
 from workers.postprocessing import api as postprocessing
 from workers.postprocessing import scope
+from workers.repack import places
 from workers.services.postgres import PostgresServer
 from workers.services.valkey import ValkeyServer
 from workers.settings import Settings
@@ -87,6 +88,7 @@ def template(servers: Servers) -> str:
     with database.connection(conf.target(), purpose="tests") as conn:
         migrations.migrate(conn, migrations.FOUNDATION)
         migrations.migrate(conn, "dispatch")
+        migrations.migrate(conn, "repack")
     api.setup(conf)
     postprocessing.set_up(conf, "control")
     database.close_all()
@@ -137,6 +139,7 @@ def _clone(servers: Servers, template: str) -> Iterator[str]:
     store._ready.clear()
     scope._known.clear()
     consumers.forget()
+    places.forget()
     _drop(servers, name)
 
 

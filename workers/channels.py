@@ -143,7 +143,7 @@ def _mail_server(mail: Mail, timeout: float) -> smtplib.SMTP:
         if mail.security == "starttls":
             client.starttls(context=ssl.create_default_context())
         if mail.user is not None:
-            client.login(mail.user, read_secret(mail.password_file) if mail.password_file else "")
+            client.login(mail.user, _password(mail))
     except BaseException:
         client.close()
         raise
@@ -170,9 +170,15 @@ def _mail_problem(where: str, error: Exception, mail: Mail) -> str:
     return _hidden(f"{where}: {reason}; {advice}", _mail_secrets(mail))
 
 
+def _password(mail: Mail) -> str:
+    if mail.password_file is not None:
+        return read_secret(mail.password_file)
+    return mail.password.get_secret_value() if mail.password is not None else ""
+
+
 def _mail_secrets(mail: Mail) -> list[str]:
     try:
-        password = read_secret(mail.password_file) if mail.password_file else ""
+        password = _password(mail)
     except SettingsError:
         return []
     login = f"\0{mail.user}\0{password}"

@@ -19,7 +19,12 @@ log = logs.get(__name__)
 
 M = TypeVar("M", bound=Message)
 Verb = Callable[[M, Settings], Sequence[Message]]
-TASK_MODULES = ("workers.telemetry.tasks", "workers.postprocessing.tasks", "workers.dispatch.tasks")
+TASK_MODULES = (
+    "workers.telemetry.tasks",
+    "workers.postprocessing.tasks",
+    "workers.dispatch.tasks",
+    "workers.repack.tasks",
+)
 
 _bodies: dict[str, Verb[Message]] = {}
 

@@ -159,10 +159,56 @@ class TendPartitions(Message):
         return f"{self.consumer}:partitions"
 
 
+class RepackStep(Message):
+    """Take one table's rewrite a step further."""
+
+    task: ClassVar[str] = "repack.step"
+    room: ClassVar[str] = "repack"
+    database: str = Field(min_length=1)
+    repack: int
+    table: str = Field(default="", description="for people; the row says which it is")
+
+    def key(self) -> str:
+        return f"{self.database}:{self.table or f'repack {self.repack}'}"
+
+    def message_id(self, slot: str) -> str:
+        return super().message_id(f"{self.repack}|{slot}")
+
+
+class BuildIndex(Message):
+    """Build one index of a copy."""
+
+    task: ClassVar[str] = "repack.index"
+    room: ClassVar[str] = "repack"
+    database: str = Field(min_length=1)
+    repack: int
+    number: int
+    table: str = Field(default="", description="for people")
+
+    def key(self) -> str:
+        return f"{self.database}:{self.table or f'repack {self.repack}'} index {self.number}"
+
+    def message_id(self, slot: str) -> str:
+        return super().message_id(f"{self.repack}|{slot}")
+
+
+class ChooseTables(Message):
+    """Estimate the bloat of a plan's tables in one database, and begin with those that are worth it."""
+
+    task: ClassVar[str] = "repack.choose"
+    room: ClassVar[str] = "repack"
+    database: str = Field(min_length=1)
+    plan: str = Field(min_length=1)
+
+    def key(self) -> str:
+        return f"{self.database}:choose {self.plan}"
+
+
 MESSAGES: dict[str, type[Message]] = {
     kind.task: kind
     for kind in (
         IngestFile, TakeInventory, RunJob, DeliverAlerts, DispatchBatch, DispatchSlice, ReplayEvents, TendPartitions,
+        RepackStep, BuildIndex, ChooseTables,
     )
 }  # fmt: skip
 

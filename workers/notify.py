@@ -29,6 +29,7 @@ HEADLINES = {
     "late": "Has not succeeded for too long",
     "slow": "Takes longer than it should",
     "unreachable": "Cannot be reached",
+    "success": "Is done",
 }
 TITLE_CHARACTERS = 200
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")

@@ -8,7 +8,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from workers.targets import CONTROL
 
@@ -42,7 +42,7 @@ class Telemetry(Model):
         return folders
 
 
-Event = Literal["failure", "recovery", "missed", "disabled", "parked", "late", "slow", "unreachable"]
+Event = Literal["failure", "recovery", "missed", "disabled", "parked", "late", "slow", "unreachable", "success"]
 
 
 class Mail(Model):
@@ -52,6 +52,7 @@ class Mail(Model):
     port: int | None = Field(default=None, ge=1, le=65535, description="default: 25; starttls 587, tls 465")
     security: Literal["none", "starttls", "tls"] = "none"
     user: str | None = None
+    password: SecretStr | None = Field(default=None, description="a password_file is better: nobody copies it along")
     password_file: Path | None = None
     sender: str = "headrace@localhost"
     to: tuple[str, ...] = Field(min_length=1)

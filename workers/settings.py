@@ -17,6 +17,7 @@ from pydantic_settings import SettingsError as EnvironmentProblem
 from workers.dispatch_settings import Dispatch
 from workers.errors import SettingsError
 from workers.hdbpp_file import databases_of
+from workers.repack_settings import Repack
 from workers.room_settings import Alerts, DatabaseJobs, Model, Postprocessing, Telemetry
 from workers.targets import CONTROL, Connection, Target, with_password
 from workers.yaml_files import read_yaml
@@ -132,6 +133,7 @@ class Settings(BaseSettings):
     telemetry: Telemetry = Telemetry()
     postprocessing: Postprocessing = Postprocessing()
     dispatch: Dispatch = Dispatch()
+    repack: Repack = Repack()
 
     @classmethod
     def settings_customise_sources(
@@ -153,6 +155,12 @@ class Settings(BaseSettings):
             *(("postprocessing.databases", name) for name in self.postprocessing.databases or ()),
             *((f"dispatch.consumers.{key}.source", one.source) for key, one in self.dispatch.consumers.items()),
             *((f"dispatch.consumers.{key}.target", one.target) for key, one in self.dispatch.consumers.items()),
+            *((f"repack.databases.{name}", name) for name in self.repack.databases),
+            *(
+                (f"repack.plans.{key}.databases", name)
+                for key, one in self.repack.plans.items()
+                for name in one.databases
+            ),
         ):
             if name is not None and name != CONTROL and name not in self.databases:
                 known = [CONTROL, *self.databases]

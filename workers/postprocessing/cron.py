@@ -26,7 +26,7 @@ from functools import lru_cache
 
 from croniter import croniter  # type: ignore[import-untyped]
 
-from workers.postprocessing.zones import ScheduleError, to_utc, to_wall
+from workers.zones import ScheduleError, to_utc, to_wall
 
 SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
 # 29 February falls on each weekday within 28 years, but for a century that is no leap year.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from workers.postprocessing import windows
+from workers import windows
 from workers.postprocessing.jobs import ENDED_BADLY, Ended, Job, Plan, State
 from workers.postprocessing.schedule import Schedule, first_slot, next_slot, slots_between
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from workers import windows
 from workers.database import Connection
 from workers.errors import PermanentFailure
-from workers.postprocessing import catalog, decisions, schedule, store, windows
+from workers.postprocessing import catalog, decisions, schedule, store
 from workers.postprocessing.jobs import ORIGIN_HDBPP, Job, State
 from workers.postprocessing.schedule import Schedule, ScheduleError
 from workers.postprocessing.scope import Scope

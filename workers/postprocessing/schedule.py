@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 
 from workers.postprocessing import cron
-from workers.postprocessing.zones import ScheduleError as ScheduleError
-from workers.postprocessing.zones import find, to_utc, to_wall
+from workers.zones import ScheduleError as ScheduleError
+from workers.zones import find, to_utc, to_wall
 
 MICROSECOND = timedelta(microseconds=1)
 _DAYS_A_MONTH = 30

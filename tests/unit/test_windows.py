@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.postprocessing.schedule import ScheduleError
-from workers.postprocessing.windows import opens_at, parse
+from workers.windows import opens_at, parse
 
 PARIS = "Europe/Paris"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from functools import lru_cache
 
-from workers.postprocessing.zones import ScheduleError, find, to_utc, to_wall
+from workers.zones import ScheduleError, find, to_utc, to_wall
 
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _FORM = re.compile(r"(?:([A-Za-z]+)(?:\s*-\s*([A-Za-z]+))?\s+)?(\d\d?):(\d\d)\s*-\s*(\d\d?):(\d\d)")

@@ -1,0 +1,1 @@
+"""Bloated tables rewritten online, without extension or superuser, losing nothing."""

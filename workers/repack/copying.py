@@ -1,0 +1,71 @@
+"""Copying: the rows in keyset chunks, each a short transaction of its own that also saves how far it came."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+from workers import logs
+from workers.repack import disk, pacing_catalog, rows, store
+from workers.repack.work import GiveUp, Later, Work, execute, row, transaction
+
+log = logs.get(__name__)
+
+FIRST_CHUNK_ROWS = 5_000
+MOST_CHUNK_ROWS = 1_000_000
+_DISK_LOOK_SECONDS = 5.0
+
+
+def copy(work: Work) -> Later | None:
+    """Copy until it is done, this message has worked long enough, or something says wait; None: done."""
+    request, shape = work.request, work.shape
+    position, size = request.position, request.chunk_rows or FIRST_CHUNK_ROWS
+    looked = 0.0
+    while True:
+        work.check()
+        if time.monotonic() > looked + _DISK_LOOK_SECONDS:
+            looked = time.monotonic()
+            watch_disk(work)
+        began = time.monotonic()
+        position, copied = _chunk(work, position, size)
+        seconds = time.monotonic() - began
+        work.run.count(rows=copied)
+        if position is None:
+            log.info("repack.copied", table=request.name, order=shape.order_text)
+            return None
+        # Towards chunks of the wanted length, in steps that one slow chunk cannot turn upside down.
+        factor = min(2.0, max(0.5, work.limits.chunk_seconds / max(seconds, 0.001)))
+        size = max(1, min(MOST_CHUNK_ROWS, int(size * factor)))
+        hold = work.pace.hold(datetime.now(UTC), last_chunk_seconds=seconds)
+        if hold is not None and hold.seconds > work.limits.chunk_seconds * 2:
+            return Later(hold.seconds, hold.reason)
+        if hold is not None:
+            time.sleep(hold.seconds)
+        if work.is_over:
+            return Later()
+
+
+def watch_disk(work: Work) -> None:
+    """Raises GiveUp when the disk, or the budget of it, is about to be used up."""
+    if problem := disk.problem(work.disk_rules, 0, pacing_catalog.used_bytes(work.conn)):
+        raise GiveUp("disk", f"{work.request.name}: {problem}")
+
+
+def _chunk(work: Work, position: list[str] | None, size: int) -> tuple[list[str] | None, int]:
+    """Copy one chunk; (its last position, rows). The position is None when it was the last one."""
+    conn, shape, place = work.conn, work.shape, work.place
+    with transaction(conn, lock_seconds=max(work.limits.lock_timeout_seconds, 10)):
+        execute(conn, f"SET LOCAL search_path = {shape.search_path}")
+        last: list[str] | None = None
+        before = list(position or [])
+        if shape.in_chunks:
+            execute(conn, rows.BY_INDEX)
+            found = row(conn, rows.last_of_chunk(shape, after=bool(position)), [*before, size - 1])
+            last = [str(value) for value in found] if found else None
+        text = rows.copy_chunk(place, shape, after=bool(position), until=last is not None)
+        copied = execute(conn, text, [*before, *(last or [])])
+        # Together with the rows: a chunk that is in the copy is never copied again, one that is not always is.
+        store.copied(conn, work.request.id, position=last, rows=copied, chunk_rows=size)
+        if last is None:
+            store.next_step(conn, work.request.id, "index")
+    return last, copied
