@@ -35,6 +35,8 @@ class Limits(Model):
     max_replication_lag_bytes: int | None = Field(default=None, ge=0, description="of the worst standby")
     max_replication_lag_seconds: float | None = Field(default=None, gt=0)
     max_wal_bytes_per_second: int | None = Field(default=None, gt=0, description="of the whole server")
+    reindex_hours: float = Field(default=6, gt=0, le=20, description="index-only: the longest that one may take")
+    reindex_wait_seconds: float = Field(default=300, gt=0, description="index-only: for transactions that began before")
     max_failures: int = Field(default=5, ge=1, description="of one step in a row: give up")
     keep_old_hours: float = Field(default=0, ge=0, description="the old table stays so long after the swap")
     verify: bool = Field(default=True, description="compare old and new, range by range, before the old one goes")

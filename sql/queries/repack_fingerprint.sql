@@ -73,8 +73,7 @@ WITH newer AS (
                  CASE WHEN NOT k.conislocal THEN 'not defined here' END,
                  'inherited from ' || nullif(k.coninhcount, 0),
                  'partition''s part of ' || (SELECT format('%%I', p.conname) FROM pg_constraint p
-                                              WHERE p.oid = k.conparentid),
-                 'by index ' || CASE WHEN k.contype = 'f' THEN nullif(k.conindid, 0)::regclass END]
+                                              WHERE p.oid = k.conparentid)]
            || ARRAY(SELECT format('trigger %%s on %%s enabled %%s', g.tgfoid::regproc, g.tgrelid::regclass, g.tgenabled)
                       FROM pg_trigger g WHERE g.tgconstraint = k.oid AND g.tgisinternal AND g.tgenabled <> 'O'),
            true
@@ -86,8 +85,7 @@ WITH newer AS (
                  CASE WHEN NOT k.conislocal THEN 'not defined here' END,
                  'inherited from ' || nullif(k.coninhcount, 0),
                  'partition''s part of ' || (SELECT format('%%I', p.conname) FROM pg_constraint p
-                                              WHERE p.oid = k.conparentid),
-                 'by index ' || nullif(k.conindid, 0)::regclass]
+                                              WHERE p.oid = k.conparentid)]
            || ARRAY(SELECT format('trigger %%s on %%s enabled %%s', g.tgfoid::regproc, g.tgrelid::regclass, g.tgenabled)
                       FROM pg_trigger g WHERE g.tgconstraint = k.oid AND g.tgisinternal AND g.tgenabled <> 'O'),
            false
@@ -95,7 +93,7 @@ WITH newer AS (
       JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = it.oid
                       AND d.classid = 'pg_constraint'::regclass
       JOIN pg_constraint k ON k.oid = d.objid AND k.confrelid = it.oid AND k.conrelid <> it.oid
-     GROUP BY k.oid, k.conname, k.conrelid, k.convalidated, k.conislocal, k.coninhcount, k.conparentid, k.conindid
+     GROUP BY k.oid, k.conname, k.conrelid, k.convalidated, k.conislocal, k.coninhcount, k.conparentid
     UNION ALL
     SELECT format('index %%I', c.relname), 'pg_class'::regclass, c.oid, 0, NULL,
            ARRAY[pg_get_indexdef(c.oid),

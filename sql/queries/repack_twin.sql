@@ -298,7 +298,10 @@ SELECT s.text, s.lock, s.why
     SELECT 4, 0, format('LOCK TABLE ONLY %%s IN ACCESS EXCLUSIVE MODE', %(src)s::text),
            'ACCESS EXCLUSIVE on ' || %(src)s::text, 'nobody reads or writes from here to COMMIT'
     UNION ALL
-    SELECT 5, p.oid::bigint, format('LOCK TABLE ONLY %%s IN ACCESS EXCLUSIVE MODE', p.oid::regclass),
+    SELECT 5, 0, format('SET LOCAL lock_timeout = %%s', %(partner_milliseconds)s::integer), 'none',
+           'from here on everybody waits for us: nobody is waited for any more'
+    UNION ALL
+    SELECT 6, p.oid::bigint, format('LOCK TABLE ONLY %%s IN ACCESS EXCLUSIVE MODE', p.oid::regclass),
            'ACCESS EXCLUSIVE on ' || p.oid::regclass, 'a foreign key, a partition or inheritance ties it to the table'
       FROM pg_class p
      WHERE p.oid <> %(oid)s AND p.oid IN (

@@ -7,8 +7,6 @@ from workers.repack import ending, reindexing, store
 from workers.repack.reindexing import Bounds
 from workers.repack.work import Busy, Later, Work
 
-BUILD_HOURS = 12.0  # the longest that one index may take
-
 
 def step(work: Work) -> Later | None:
     """Rebuild the indexes that are not done yet; the request is done then. Raises PermanentFailure, Busy, Cancelled."""
@@ -28,7 +26,7 @@ def step(work: Work) -> Later | None:
         work.check()
 
     bounds = Bounds(
-        statement_seconds=BUILD_HOURS * 3600, lock_seconds=max(limits.lock_timeout_seconds, 5), attempts=3,
+        statement_seconds=limits.reindex_hours * 3600, lock_seconds=limits.reindex_wait_seconds, attempts=1,
         pause_seconds=limits.lock_pause_seconds,
     )  # fmt: skip
     try:

@@ -42,7 +42,7 @@ def plan(work: Work, table: Facts, shape: Shape) -> Plan:
         before = fingerprint_catalog.lines(conn, work.request.schema, work.request.table)
         validate = twin_catalog.to_validate(conn, table)
         return Plan(
-            locks=twin_catalog.locks(conn, table),
+            locks=twin_catalog.locks(conn, table, lock_seconds=work.limits.lock_timeout_seconds),
             moves=moves(work, table, shape, place, twin_catalog.swap(conn, table, place)),
             validate=validate,
             before=before,
@@ -90,6 +90,7 @@ def rehearse(
                     execute(conn, statement)
             with resolving(work):
                 run(conn, planned.locks)
+            execute(conn, _budget(work))
             run(conn, change_log.triggers(work.place, shape, table.qualified))
             run(conn, planned.moves)
             check(work, planned)
@@ -142,7 +143,7 @@ def swap(work: Work) -> None:
             with resolving(work):
                 run(conn, planned.locks)
             began = time.monotonic()
-            execute(conn, f"SET LOCAL statement_timeout = {max(1, int(limits.hold_seconds * 1000))}")
+            execute(conn, _budget(work))
             replaying.check_triggers(work)
             replayed = replaying.apply(work, whole=True)
             _within(began, limits.hold_seconds)
@@ -178,6 +179,11 @@ def hard(drift: Sequence[str]) -> list[str]:
         if line[2:].startswith(("column ", "table: ", "statistics ", "sequence "))
         and not any(one in line for one in mild)
     ]
+
+
+def _budget(work: Work) -> str:
+    """No statement under the lock may take longer than all of them together."""
+    return f"SET LOCAL statement_timeout = {max(1, int(work.limits.hold_seconds * 1000))}"
 
 
 def _within(began: float, budget: float) -> None:

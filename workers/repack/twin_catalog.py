@@ -17,6 +17,7 @@ from workers.repack_settings import TableRules
 from workers.sql_files import queries
 
 SQL = queries("repack_twin")
+PARTNER_LOCK_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,11 @@ def indexes(conn: Connection, table: Facts, place: Place, *, key: str, tablespac
     return found
 
 
-def locks(conn: Connection, table: Facts) -> list[Statement]:
-    """Whom the swap locks, in the order in which others lock."""
-    return _statements(conn, "swap_locks", {"oid": table.oid, "src": table.qualified})
+def locks(conn: Connection, table: Facts, *, lock_seconds: float) -> list[Statement]:
+    """Whom the swap locks, in the order in which others lock; those after the table itself for a moment at most."""
+    milliseconds = int(min(lock_seconds, PARTNER_LOCK_SECONDS) * 1000)
+    names = {"oid": table.oid, "src": table.qualified, "partner_milliseconds": milliseconds}
+    return _statements(conn, "swap_locks", names)
 
 
 def swap(conn: Connection, table: Facts, place: Place) -> list[Statement]:

@@ -14,6 +14,7 @@ PREPARATION = (
     "CREATE ROLE ks_reader",
     "CREATE ROLE ks_writer",
     "CREATE ROLE ks_stranger",
+    'CREATE ROLE "ks % Role"',
     "GRANT ks_owner, ks_reader, ks_writer TO headrace",
     "SET allow_in_place_tablespaces = on",
     "CREATE TABLESPACE ks_space LOCATION ''",
@@ -154,6 +155,11 @@ KINDS: dict[str, Kind] = {
             "INSERT INTO app.t (v) VALUES ('w') RETURNING id": [(32,)],
         },
     ),
+    "sequence that is owned but not used": Kind(
+        f"""{TABLE} CREATE SEQUENCE app.own OWNED BY app.t.n; CREATE SEQUENCE app.own2 OWNED BY app.t.n;
+        SELECT nextval('app.own')""",
+        same=("SELECT last_value FROM app.own",),
+    ),
     "sequence of another table": Kind(
         """CREATE TABLE far.owns (id serial PRIMARY KEY);
         CREATE TABLE app.t (id integer PRIMARY KEY DEFAULT nextval('far.owns_id_seq'), v text);
@@ -171,10 +177,13 @@ KINDS: dict[str, Kind] = {
         since=18,
     ),
     "rights": Kind(
-        f"""{TABLE} GRANT USAGE ON SCHEMA app TO ks_reader; GRANT SELECT,
-            INSERT ON app.t TO ks_reader WITH GRANT OPTION; GRANT ALL ON app.t TO ks_writer;
-        SET ROLE ks_reader; GRANT SELECT ON app.t TO ks_stranger; RESET ROLE;
-        REVOKE TRUNCATE, TRIGGER ON app.t FROM headrace; GRANT SELECT ON app.t TO PUBLIC""",
+        f"""{TABLE} GRANT SELECT, INSERT ON app.t TO ks_reader WITH GRANT OPTION; GRANT ALL ON app.t TO ks_writer;
+        REVOKE TRUNCATE, TRIGGER ON app.t FROM headrace; GRANT SELECT ON app.t TO PUBLIC, "ks % Role" """,
+    ),
+    "rights by a grantee": Kind(
+        f"""{TABLE} GRANT USAGE ON SCHEMA app TO ks_reader; GRANT SELECT ON app.t TO ks_reader WITH GRANT OPTION;
+        SET ROLE ks_reader; GRANT SELECT ON app.t TO ks_stranger""",
+        "refused", "ks_reader",
     ),
     "rights revoked": Kind(
         f"""GRANT CREATE, USAGE ON SCHEMA app TO ks_owner; SET ROLE ks_owner; {TABLE}
@@ -182,7 +191,7 @@ KINDS: dict[str, Kind] = {
     ),
     "column rights": Kind(
         f"""{TABLE} GRANT SELECT (id, v), UPDATE (n) ON app.t TO ks_reader WITH GRANT OPTION;
-        GRANT USAGE ON SCHEMA app TO ks_reader; SET ROLE ks_reader; GRANT SELECT (v) ON app.t TO PUBLIC""",
+        GRANT USAGE ON SCHEMA app TO ks_reader; GRANT SELECT (v), INSERT (v, n) ON app.t TO PUBLIC""",
         works={"SET ROLE ks_reader; SELECT count(v) FROM app.t": [(80,)]},
     ),
     "owned by a role of the login": Kind(
@@ -217,6 +226,8 @@ KINDS: dict[str, Kind] = {
         CREATE POLICY one ON app.t FOR SELECT TO ks_reader USING (n IN (SELECT a.n FROM app.allowed a WHERE a.who =
             CURRENT_USER)); CREATE POLICY two ON app.t FOR UPDATE USING (n > 1) WITH CHECK (n < 5);
         CREATE POLICY three ON app.t AS RESTRICTIVE TO ks_writer, ks_reader USING (id > 10);
+        CREATE POLICY self ON app.t FOR DELETE TO "ks % Role", ks_writer
+            USING (EXISTS (SELECT FROM app.t x WHERE x.id = t.n));
         CREATE POLICY "% four" ON app.t FOR INSERT WITH CHECK (v <> '%s')""",
         works={"SET ROLE ks_reader; SELECT count(*), min(n), max(n) FROM app.t": [(10, 3, 3)]},
     ),
@@ -254,9 +265,16 @@ KINDS: dict[str, Kind] = {
         CREATE CONSTRAINT TRIGGER f AFTER UPDATE ON app.t FOR EACH ROW EXECUTE FUNCTION app.nothing();
         CREATE TRIGGER "Über % g" AFTER INSERT ON app.t FOR EACH ROW EXECUTE FUNCTION app.nothing();
         CREATE TRIGGER h BEFORE INSERT OR DELETE OR UPDATE ON app.t FOR EACH STATEMENT EXECUTE FUNCTION far.fn();
+        CREATE TRIGGER i AFTER UPDATE ON app.t FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*)
+            EXECUTE FUNCTION app.nothing();
         ALTER TABLE app.t DISABLE TRIGGER b; ALTER TABLE app.t ENABLE REPLICA TRIGGER c;
         ALTER TABLE app.t ENABLE ALWAYS TRIGGER d; ALTER TABLE app.t DISABLE TRIGGER f;
         COMMENT ON TRIGGER e ON app.t IS 'e'"""
+    ),
+    "trigger of another table from it": Kind(
+        f"""{TABLE} {NOTHING} CREATE TABLE far.o (id integer); CREATE CONSTRAINT TRIGGER from_t AFTER INSERT ON far.o
+            FROM app.t FOR EACH ROW EXECUTE FUNCTION app.nothing()""",
+        "refused", "from_t",
     ),
     "trigger that writes": Kind(
         f"""CREATE TABLE app.audit (id integer); CREATE TABLE app.t ({BODY});
@@ -296,10 +314,19 @@ KINDS: dict[str, Kind] = {
     ),
     "not null with names": Kind(
         f"""CREATE TABLE app.t ({BODY}, a integer CONSTRAINT "A %" NOT NULL DEFAULT 1,
-            b integer CONSTRAINT alone NOT NULL
-            NO INHERIT DEFAULT 2); {ROWS} COMMENT ON CONSTRAINT alone ON app.t IS 'c'; INSERT INTO app.t VALUES (4444);
-        ALTER TABLE app.t ADD CONSTRAINT later NOT NULL v NOT VALID""",
+            b integer CONSTRAINT alone NOT NULL NO INHERIT DEFAULT 2); {ROWS}
+        COMMENT ON CONSTRAINT alone ON app.t IS 'c'""",
         since=18,
+    ),
+    "not null not valid": Kind(
+        f"""{TABLE} INSERT INTO app.t VALUES (4444); ALTER TABLE app.t ADD CONSTRAINT later NOT NULL v NOT VALID;
+        COMMENT ON CONSTRAINT later ON app.t IS 'c'""",
+        since=18,
+    ),
+    "unique, not null not valid": Kind(
+        """CREATE TABLE app.t (id integer CONSTRAINT half UNIQUE, v text); INSERT INTO app.t VALUES (1), (NULL), (NULL);
+        ALTER TABLE app.t ADD CONSTRAINT later NOT NULL id NOT VALID""",
+        "refused", "primary key", since=18,
     ),
     "unique constraints": Kind(
         """CREATE TABLE app.t (id integer PRIMARY KEY, a integer, b text, c integer, d integer, e integer,
@@ -543,7 +570,7 @@ KINDS: dict[str, Kind] = {
         CREATE INDEX twice ON app.t (v) WHERE n > 2 AND v <> '%'"""
     ),
     "index of an extension": Kind(
-        f"{TABLE} CREATE INDEX t_v ON app.t (v); ALTER INDEX app.t_v DEPENDS ON EXTENSION plpgsql"
+        f"{TABLE} CREATE INDEX t_v ON app.t (v); ALTER INDEX app.t_v DEPENDS ON EXTENSION plpgsql", "refused", "plpgsql"
     ),
     "function with a body": Kind(
         f"""{TABLE} CREATE FUNCTION app.f(x integer DEFAULT 5,
@@ -555,6 +582,18 @@ KINDS: dict[str, Kind] = {
         COMMENT ON FUNCTION app.f IS 'f'; CREATE VIEW far.v AS SELECT app.f(3) AS total""",
         same=("SELECT * FROM far.v",),
         works={"CALL far.p(5555); SELECT v FROM app.t WHERE id = 5555": [("x",)]},
+    ),
+    "function with whole rows inside": Kind(
+        f"""{TABLE} CREATE FUNCTION app.f() RETURNS TABLE (j json) LANGUAGE sql
+            BEGIN ATOMIC SELECT row_to_json(t) FROM app.t WHERE t IS DISTINCT FROM NULL ORDER BY id; END""",
+        same=("SELECT j::text FROM app.f()",),
+    ),
+    "functions of functions and views": Kind(
+        f"""{TABLE} CREATE FUNCTION app.f() RETURNS bigint LANGUAGE sql BEGIN ATOMIC SELECT count(*) FROM app.t; END;
+        CREATE VIEW app.v AS SELECT id, app.f() AS total FROM app.t;
+        CREATE FUNCTION far.g() RETURNS bigint LANGUAGE sql BEGIN ATOMIC SELECT sum(total) FROM app.v, app.t; END;
+        CREATE TABLE far.o (total bigint DEFAULT app.f())""",
+        same=("SELECT far.g()",),
     ),
     "function of a text": Kind(
         f"{TABLE} CREATE FUNCTION app.f() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM app.t'",
@@ -602,6 +641,43 @@ KINDS: dict[str, Kind] = {
         GRANT SELECT ({LINES}) ON app.{SIGNS} TO ks_reader;
         ALTER TABLE app.{SIGNS} ADD CONSTRAINT {LINES} UNIQUE ("%(key)s", "é{{}}")""",
         tables=("app." + SIGNS,),
+    ),
+    "names that statements of ours use": Kind(
+        """CREATE TABLE app.log (s integer, c integer, b integer, l text, n integer, o integer, old integer,
+            new integer,
+            taken integer, kept integer, at timestamptz, key text, PRIMARY KEY (s, b, l));
+        INSERT INTO app.log SELECT i, i, i, 'l', 1, 2, 3, 4, 5, 6, now(), 'k' FROM generate_series(1, 40) i;
+        CREATE TABLE app.s (s integer PRIMARY KEY); INSERT INTO app.s VALUES (1);
+        CREATE TABLE app.batch (log integer PRIMARY KEY, batch integer); INSERT INTO app.batch VALUES (1, 2)""",
+        tables=("app.log", "app.s", "app.batch"),
+    ),
+    "keys of many types": Kind(
+        """CREATE TYPE app.e AS ENUM ('z', 'y', 'x'); CREATE DOMAIN app.d AS text COLLATE "C" CHECK (VALUE <> '');
+        CREATE TABLE app.t1 (k float8 PRIMARY KEY);
+        INSERT INTO app.t1 VALUES ('NaN'), ('-Infinity'), (0.1::float8 + 0.2), (-0.0);
+        CREATE TABLE app.t2 (k numeric PRIMARY KEY);
+        INSERT INTO app.t2 VALUES (1.00), ('NaN'), (1e50), (-0.5), ('Infinity');
+        CREATE TABLE app.t3 (k app.e PRIMARY KEY); INSERT INTO app.t3 VALUES ('z'), ('x');
+        CREATE TABLE app.t4 (k app.d PRIMARY KEY); INSERT INTO app.t4 VALUES ('ä'), (E'\\n'), (' '), ('%');
+        CREATE TABLE app.t5 (k char(5) PRIMARY KEY); INSERT INTO app.t5 VALUES ('a'), ('b ');
+        CREATE TABLE app.t6 (k interval PRIMARY KEY);
+        INSERT INTO app.t6 VALUES ('1 mon'), ('31 days'), ('-1 year 3 days');
+        CREATE TABLE app.t7 (k timestamptz, d date, PRIMARY KEY (k, d));
+        INSERT INTO app.t7 VALUES ('infinity', '-infinity'), ('2020-03-29 02:30+01', '0044-03-15 BC');
+        CREATE TABLE app.t8 (k bytea, b boolean, PRIMARY KEY (b, k));
+        INSERT INTO app.t8 VALUES ('\\x00', true), ('', false);
+        CREATE TABLE app.t9 (k int4range, a text[], PRIMARY KEY (k, a));
+        INSERT INTO app.t9 VALUES ('empty', '{"a,b",NULL}');
+        CREATE TABLE app.t10 (k inet, o oid, c "char", n name, PRIMARY KEY (n, k, o, c));
+        INSERT INTO app.t10 VALUES ('::1/64', 4000000000, 'x', 'n');
+        CREATE EXTENSION IF NOT EXISTS citext; CREATE TABLE app.t11 (k public.citext PRIMARY KEY, v text);
+        INSERT INTO app.t11 VALUES ('a'), ('B'), ('c')""",
+        tables=tuple(f"app.t{number}" for number in range(1, 12)),
+    ),
+    "many columns": Kind(
+        """DO $$ BEGIN EXECUTE 'CREATE TABLE app.t (id integer PRIMARY KEY, ' || (
+            SELECT string_agg(format('c%s text DEFAULT %s', i, i), ', ') FROM generate_series(1, 400) i) || ')'; END $$;
+        INSERT INTO app.t SELECT i FROM generate_series(1, 9) i"""
     ),
     "typed table": Kind(
         """CREATE TYPE app.shape AS (id integer, v text, n integer);
@@ -672,6 +748,40 @@ KINDS: dict[str, Kind] = {
         INSERT INTO app.whole SELECT i, '2019-12-01'::date + i * 7, 'v' || i FROM generate_series(1, 150) i""",
         tables=("app.whole",),
         same=("SELECT tableoid::regclass::text, * FROM app.whole ORDER BY id", "SELECT * FROM app.v"),
+    ),
+    "partition by expressions": Kind(
+        """CREATE TABLE app.whole (id integer, v text COLLATE "C", n integer) PARTITION BY RANGE (lower(v), (n % 10));
+        CREATE TABLE app.t PARTITION OF app.whole (PRIMARY KEY (id)) FOR VALUES FROM ('a', MINVALUE) TO ('s%', 5);"""
+        + ROWS,
+        same=("SELECT * FROM app.whole ORDER BY id",),
+    ),
+    "partition of a list with null": Kind(
+        """CREATE TABLE app.whole (id integer NOT NULL, v text, n integer) PARTITION BY LIST (v);
+        CREATE TABLE app.t PARTITION OF app.whole FOR VALUES IN ('it''s %', NULL);
+        CREATE UNIQUE INDEX t_id ON app.t (id);
+        INSERT INTO app.t SELECT i, nullif('it''s %', CASE WHEN i % 2 = 0 THEN 'it''s %' END) FROM generate_series(1,
+            30) i""",
+        same=("SELECT * FROM app.whole ORDER BY id",),
+    ),
+    "partition with identity": Kind(
+        """CREATE TABLE app.whole (id integer GENERATED ALWAYS AS IDENTITY, v text,
+            PRIMARY KEY (id)) PARTITION BY RANGE (id);
+        CREATE TABLE app.t PARTITION OF app.whole FOR VALUES FROM (0) TO (5000);
+        INSERT INTO app.whole (v) SELECT 'v' FROM generate_series(1, 30)""",
+        works={"INSERT INTO app.whole (v) VALUES ('w') RETURNING id": [(31,)]},
+        since=17,
+    ),
+    "partition with a foreign key of its own": Kind(
+        f"""CREATE TABLE far.a (id integer PRIMARY KEY); INSERT INTO far.a SELECT i FROM generate_series(0, 9) i;
+        CREATE TABLE app.whole ({BODY}) PARTITION BY RANGE (id);
+        CREATE TABLE app.t PARTITION OF app.whole FOR VALUES FROM (0) TO (5000); {ROWS}
+        ALTER TABLE app.t ADD FOREIGN KEY (n) REFERENCES far.a; CREATE TABLE far.c (t integer REFERENCES app.t)""",
+    ),
+    "partition whose parent has a foreign key": Kind(
+        f"""CREATE TABLE far.a (id integer PRIMARY KEY); INSERT INTO far.a SELECT i FROM generate_series(0, 9) i;
+        CREATE TABLE app.whole ({BODY} CONSTRAINT of_whole REFERENCES far.a) PARTITION BY RANGE (id);
+        CREATE TABLE app.t PARTITION OF app.whole FOR VALUES FROM (0) TO (5000); {ROWS}""",
+        "refused", "of_whole",
     ),
     "partition that is referenced": Kind(
         f"""CREATE TABLE app.whole ({BODY}) PARTITION BY RANGE (id);

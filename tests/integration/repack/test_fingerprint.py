@@ -152,12 +152,6 @@ CHANGES = {
         " ADD CONSTRAINT child_t FOREIGN KEY (t) REFERENCES app.t ON DELETE CASCADE NOT VALID",
         "foreign key child_t of elsewhere.child: not valid",
     ),
-    "inbound key to another index": (
-        "CREATE UNIQUE INDEX a_first ON app.t (id);"
-        "ALTER TABLE app.t ADD CONSTRAINT a_first UNIQUE USING INDEX a_first;"
-        "ALTER TABLE elsewhere.child ADD CONSTRAINT child_2 FOREIGN KEY (t) REFERENCES app.t (id)",
-        "index a_first: |constraint a_first: |foreign key child_2 of elsewhere.child: ",
-    ),
     "index gone": ("DROP INDEX app.t_expression", "index t_expression: "),
     "index option": ("ALTER INDEX app.t_expression SET (fillfactor = 71)", "index t_expression: CREATE"),
     "index renamed": ('ALTER INDEX app.t_expression RENAME TO "E%1"', 'index t_expression: |index "E%1": '),
