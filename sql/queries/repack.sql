@@ -93,7 +93,9 @@ RETURNING coalesce(extract(epoch FROM clock_timestamp() - behind_since), 0)::flo
 -- name: put_off
 -- Nothing more now: why, and when again.
 UPDATE headrace.repack
-   SET due_at = clock_timestamp() + %(after)s::interval, problem = %(problem)s, sent_at = NULL, updated_at = clock_timestamp()
+   SET due_at = clock_timestamp() + %(after)s::interval, sent_at = NULL, updated_at = clock_timestamp(),
+       -- Why a copy waits for a person stays until the person came.
+       problem = CASE WHEN goal = 'ready' OR goal = 'abort' THEN coalesce(%(problem)s, problem) ELSE %(problem)s END
  WHERE id = %(id)s AND state = 'active'
 
 -- name: attempted
@@ -234,15 +236,15 @@ RETURNING number
 DELETE FROM headrace.repack_index WHERE repack = %(id)s AND number = %(number)s
 
 -- name: listing
--- Requests that are active, and those that ended since then, newest first.
+-- Requests that are active, and those that ended since then, newest first; a size waits for who moves that table now.
 SELECT r.id, r.schema_name, r.table_name, r.engine, r.goal, r.step, r.state, r.reason, r.problem, r.plan, r.requested_by,
        r.rows_estimated, r.rows_copied, r.chunks, r.keys_replayed, r.replay_rounds, r.backlog_rows, r.rows_verified,
        r.lock_attempts, r.failures, r.hold_seconds, r.bytes_before, r.bytes_after, r.estimated_gain_bytes,
        r.due_at, r.paused_at, r.paused_by, r.requested_at, r.step_at, r.prepared_at, r.swapped_at, r.keep_until, r.finished_at,
        r.updated_at, (r.options -> 'limits' ->> 'swap_below_rows')::bigint AS swap_below_rows,
-       coalesce(pg_total_relation_size(to_regclass(format('headrace_new_%%s.%%I', r.id, r.table_name))), 0) AS copy_bytes,
-       coalesce(pg_relation_size(to_regclass(format('headrace_log_%%s.log', r.id))), 0) AS log_bytes,
-       coalesce(pg_total_relation_size(to_regclass(format('headrace_old_%%s.%%I', r.id, r.table_name))), 0) AS old_bytes,
+       CASE WHEN %(sizes)s THEN coalesce(pg_total_relation_size(to_regclass(format('headrace_new_%%s.%%I', r.id, r.table_name))), 0) END AS copy_bytes,
+       CASE WHEN %(sizes)s THEN coalesce(pg_relation_size(to_regclass(format('headrace_log_%%s.log', r.id))), 0) END AS log_bytes,
+       CASE WHEN %(sizes)s THEN coalesce(pg_total_relation_size(to_regclass(format('headrace_old_%%s.%%I', r.id, r.table_name))), 0) END AS old_bytes,
        (SELECT count(*) FROM headrace.repack_index i WHERE i.repack = r.id) AS indexes,
        (SELECT count(*) FROM headrace.repack_index i WHERE i.repack = r.id AND i.built_at IS NOT NULL) AS indexes_built,
        extract(epoch FROM clock_timestamp() - r.step_at)::float8 AS step_seconds,
@@ -330,3 +332,79 @@ RETURNING plan
 -- name: chosen
 -- How many tables of a plan wait for their turn.
 UPDATE headrace.repack_choice SET waiting = %(waiting)s, looked_at = clock_timestamp() WHERE plan = %(plan)s
+
+-- name: outcome
+-- How a request stands, for the person who asked for it.
+SELECT id AS repack, schema_name AS schema, table_name AS table, state, reason, problem, step, goal, engine, rows_copied,
+       rows_estimated, backlog_rows, bytes_before, bytes_after, hold_seconds, run, keep_until
+  FROM headrace.repack
+ WHERE id = %(id)s
+
+-- name: go_on
+-- A person asks again for what is half-way: its next step is due now.
+UPDATE headrace.repack
+   SET due_at = clock_timestamp(), failures = 0, updated_at = clock_timestamp()
+ WHERE id = %(id)s AND state = 'active' AND paused_at IS NULL
+
+-- name: sent
+-- A person's run follows this request, and its message is on its way.
+UPDATE headrace.repack SET run = %(run)s, sent_at = clock_timestamp() WHERE id = %(id)s
+
+-- name: whose
+-- Whether a step of a request is being done, whether a process of a person's own does it to its end, and its last mark.
+SELECT EXISTS (SELECT FROM pg_locks l
+                WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+                  AND l.classid = (hashtext('headrace.repack')::bigint & 4294967295)::oid AND l.objid = r.id::oid
+                  AND l.database = d.oid) AS is_running,
+       EXISTS (SELECT FROM pg_locks l
+                WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+                  AND l.classid = (hashtext('headrace.repack here')::bigint & 4294967295)::oid AND l.objid = r.id::oid
+                  AND l.database = d.oid) AS is_here,
+       r.updated_at
+  FROM headrace.repack r, pg_database d
+ WHERE r.id = %(id)s AND d.datname = current_database()
+
+-- name: try_lock_here
+-- Be the only process that does a request to its end, as long as this session lives.
+SELECT pg_try_advisory_lock(hashtext('headrace.repack here'), %(id)s::bigint::int)
+
+-- name: cancel_steps
+-- Cancel the statements of those who work on a request, or build one of its indexes; who they were.
+SELECT l.pid
+  FROM pg_locks l, pg_database d
+ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 AND d.datname = current_database() AND l.database = d.oid
+   AND (l.classid = (hashtext('headrace.repack')::bigint & 4294967295)::oid AND l.objid = %(id)s::bigint::oid
+        OR l.classid = (hashtext('headrace.repack_index ' || %(id)s::bigint)::bigint & 4294967295)::oid)
+   AND pg_cancel_backend(l.pid)
+
+-- name: next_id
+-- The id that the next request gets, if nobody else asks before.
+SELECT last_value + is_called::integer FROM headrace.repack_id_seq
+
+-- name: left_triggers
+-- The statements that drop the log triggers of requests that are over.
+SELECT format('DROP TRIGGER %%I ON %%s', t.tgname, t.tgrelid::regclass)
+  FROM pg_trigger t
+  JOIN pg_proc p ON p.oid = t.tgfoid
+  JOIN pg_namespace n ON n.oid = p.pronamespace
+ WHERE n.nspname = %(schema)s AND NOT t.tgisinternal AND t.tgparentid = 0
+ ORDER BY t.tgrelid, t.tgname
+
+-- name: functions_in
+-- The functions in a schema of ours, as they are written in a statement.
+SELECT p.oid::regprocedure::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = %(schema)s ORDER BY 1
+
+-- name: room_tables
+-- The room's own tables, as they are written in a statement.
+SELECT format('%%I.%%I', n.nspname, c.relname)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = 'headrace' AND c.relkind = 'r' AND c.relname ~ '^repack(_|$)'
+ ORDER BY c.oid
+
+-- name: forget_migrations
+-- The room's tables can be made anew afterwards.
+DELETE FROM headrace.migration WHERE name = ANY(%(names)s)
+
+-- name: quoted_constraint
+-- A constraint's table and name, as they are written in a statement.
+SELECT format('%%I.%%I', %(schema)s::text, %(table)s::text), quote_ident(%(name)s)
