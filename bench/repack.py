@@ -29,7 +29,6 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import psycopg2
@@ -39,7 +38,7 @@ from postprocessing_live import Row, ask
 from psycopg2.extensions import connection as Connection  # noqa: N812
 from psycopg2.extensions import parse_dsn
 
-from workers import database, execution, logs
+from workers import database, execution, logs, migrations
 from workers.repack import places, requests
 from workers.repack.requests import Wish
 from workers.repack_settings import Limits
@@ -85,7 +84,9 @@ class Site:
     @contextmanager
     def clone(self, template: str) -> Iterator[str]:
         """A database of one measurement's own, in memory as far as it fits; nothing is left to be written."""
-        _superuser(self.postgres, "postgres", f"CREATE DATABASE now TEMPLATE {template} STRATEGY file_copy OWNER headrace")
+        _superuser(
+            self.postgres, "postgres", f"CREATE DATABASE now TEMPLATE {template} STRATEGY file_copy OWNER headrace"
+        )
         try:
             if template == "bloated":
                 for name in (ACCOUNTS, "public.pgbench_accounts_pkey"):
@@ -223,7 +224,9 @@ class Load:
         """End the clients; when each transaction was done, and its seconds. A client that ended before is a failure."""
         with closing(psycopg2.connect(self._superuser)) as conn:
             conn.autocommit = True
-            ended = ask(conn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgbench'")
+            ended = ask(
+                conn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgbench'"
+            )
         _out, errors = self._process.communicate(timeout=30)
         found = [
             (int(words[4]) + int(words[5]) / 1e6, int(words[2]) / 1e6)
@@ -254,7 +257,12 @@ class Watch:
 def be_watch(dsn: str) -> None:
     """Look until stdin ends, then print all looks."""
     over = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+
+    def until_told() -> None:
+        sys.stdin.read()
+        over.set()
+
+    threading.Thread(target=until_told, daemon=True).start()
     with suppress(PermissionError):
         os.nice(-10)  # a look that waits for a processor makes locks longer than they were
     looks: list[tuple[float, str | None, list[str]]] = []
@@ -377,7 +385,7 @@ def triggers(site: Site, rounds: int) -> list[Row]:
                     message = requests.message("control", repack, "public", "wide")
                     if problems := requests.finish(settings, [message], timeout=timedelta(seconds=60)):
                         raise SystemExit(f"triggers: {problems}")
-                ask(conn, "CHECKPOINT") if conn.info.user == "postgres" else None
+                _superuser(site.postgres, "postgres", "CHECKPOINT")
                 began = time.perf_counter()
                 ask(conn, "UPDATE wide SET amount = amount + 1")
                 seconds.append((time.perf_counter() - began) / WIDE_ROWS * 1e6)
@@ -417,6 +425,8 @@ def made_site(scale: int) -> Iterator[Site]:
             site = Site(Path(name), postgres, chosen, scale)
             for base in ("bloated", "empty"):
                 _superuser(postgres, "postgres", f"CREATE DATABASE {base} OWNER headrace")
+                with database.connection(site.settings(postgres.dsn(base)).target(), purpose="bench") as conn:
+                    migrations.migrate(conn, migrations.FOUNDATION)
                 places.ensure(site.settings(postgres.dsn(base)).target())
             database.close_all()
             _fill(site)

@@ -22,6 +22,7 @@ class LazyGroup(click.Group):
         "telemetry": ("telemetry", "telemetry"),
         "postprocessing": ("postprocessing", "postprocessing"),
         "dispatch": ("dispatch", "dispatch"),
+        "repack": ("repack", "repack"),
         "up": ("services", "up"),
         "down": ("services", "down"),
         "demo": ("demo", "demo"),

@@ -13,6 +13,7 @@ from workers.checks import check_broker, check_database
 from workers.dispatch import api as dispatch
 from workers.errors import HeadraceError, ServerUnavailable, SettingsError
 from workers.postprocessing import api as jobs
+from workers.repack import api as repack
 from workers.settings import Settings
 from workers.targets import CONTROL, Target
 
@@ -85,6 +86,7 @@ def validate(state: State) -> int:
     rooms: list[tuple[list[str], Callable[[Settings, str], list[str]]]] = [
         (jobs.names(conf), jobs.problems),
         (dispatch.names(conf), dispatch.problems),
+        (repack.names(conf), repack.problems),
     ]
     for names, problems_of in rooms:
         for name in names:
@@ -118,7 +120,7 @@ def _report(state: State, problems: list[str]) -> None:
 def _schemas(conf: Settings) -> list[tuple[Target, str]]:
     ours = [(conf.target(), migrations.FOUNDATION), (conf.target(conf.telemetry.database), "telemetry")]
     ours += [(conf.target(name), room) for name in jobs.names(conf) for room in jobs.migrations_of(conf, name)]
-    return list(dict.fromkeys(ours + dispatch.migrations_of(conf)))
+    return list(dict.fromkeys(ours + dispatch.migrations_of(conf) + repack.migrations_of(conf)))
 
 
 def _targets(conf: Settings, problems: list[str]) -> Iterator[Target]:

@@ -6,14 +6,16 @@ from typing import Any
 
 import click
 
-from producers.cli import dispatch_status, postprocessing_status
+from producers.cli import dispatch_status, postprocessing_status, repack_status
 from producers.cli.context import DONE, SOME_FAILED, State, json_option, pass_state
 from workers import queues
 from workers import status as status_module
 from workers.dispatch import api as dispatch
 from workers.errors import ServerUnavailable
 from workers.postprocessing import api as jobs
+from workers.repack import api as repack
 from workers.services.status import read_status
+from workers.targets import CONTROL
 from workers.telemetry import api as telemetry
 
 LATE_SECONDS = 600.0
@@ -41,10 +43,12 @@ def status(state: State) -> int:
     document["failing"] = [run for run in document["failing"] if run["key"] not in settled]
     document["postprocessing"] = postprocessing_status.statuses(conf, jobs.names(conf))
     document["dispatch"] = dispatch_status.statuses(conf, dispatch.names(conf))
+    document["repack"] = repack_status.statuses(conf, list(dict.fromkeys([CONTROL, *repack.names(conf)])))
     document["failing"] = [
         run
         for run in document["failing"]
-        if run["room"] != "dispatch" or not dispatch_status.tells_of(document["dispatch"], run["key"])
+        if not (run["room"] == "dispatch" and dispatch_status.tells_of(document["dispatch"], run["key"]))
+        and not (run["room"] == "repack" and repack_status.tells_of(document["repack"], run["key"]))
     ]
     local = read_status(conf.data_dir)
     document["processes"] = (
@@ -85,6 +89,7 @@ def _needs(document: dict[str, Any]) -> list[str]:
         )
     needs += postprocessing_status.needs_of(document["postprocessing"])
     needs += dispatch_status.needs_of(document["dispatch"])
+    needs += repack_status.needs_of(document["repack"])
     told = {
         f"{one['database']}:job {trouble['job_id']}"
         for one in document["postprocessing"]
@@ -136,6 +141,7 @@ def _print(state: State, document: dict[str, Any]) -> None:
         )
     postprocessing_status.print_status(state, document["postprocessing"])
     dispatch_status.print_status(state, document["dispatch"])
+    repack_status.print_status(state, document["repack"])
     for pause in document["pauses"]:
         reason = pause["reason"] or "no reason given"
         state.out(f"paused: {pause['room']} on {pause['host']} by {pause['paused_by']}: {reason}")

@@ -64,8 +64,8 @@ UPDATE headrace.repack
 -- name: next_step
 -- A step is done.
 UPDATE headrace.repack
-   SET step = %(step)s, step_at = clock_timestamp(), due_at = clock_timestamp(), failures = 0, problem = NULL,
-       updated_at = clock_timestamp()
+   SET step = %(step)s, step_at = clock_timestamp(), due_at = clock_timestamp(), failures = 0, lock_attempts = 0,
+       problem = NULL, updated_at = clock_timestamp()
  WHERE id = %(id)s AND state = 'active'
 
 -- name: replayed
@@ -93,7 +93,9 @@ RETURNING coalesce(extract(epoch FROM clock_timestamp() - behind_since), 0)::flo
 -- name: put_off
 -- Nothing more now: why, and when again.
 UPDATE headrace.repack
-   SET due_at = clock_timestamp() + %(after)s::interval, sent_at = NULL, updated_at = clock_timestamp(),
+   SET due_at = clock_timestamp()
+              + CASE goal WHEN 'abort' THEN least(%(after)s::interval, interval '30 seconds') ELSE %(after)s::interval END,
+       sent_at = NULL, updated_at = clock_timestamp(),
        -- Why a copy waits for a person stays until the person came.
        problem = CASE WHEN goal = 'ready' OR goal = 'abort' THEN coalesce(%(problem)s, problem) ELSE %(problem)s END
  WHERE id = %(id)s AND state = 'active'
@@ -108,9 +110,9 @@ RETURNING lock_attempts
 -- name: wait_for_person
 -- The swap is given up for now; the copy is kept in step until somebody says swap, or abort.
 UPDATE headrace.repack
-   SET step = 'replay', goal = 'ready', lock_attempts = 0, problem = %(problem)s, due_at = clock_timestamp() + %(after)s::interval,
-       updated_at = clock_timestamp()
- WHERE id = %(id)s
+   SET step = CASE step WHEN 'swap' THEN 'replay' ELSE step END, goal = 'ready', lock_attempts = 0, problem = %(problem)s,
+       due_at = clock_timestamp() + %(after)s::interval, updated_at = clock_timestamp()
+ WHERE id = %(id)s AND state = 'active' AND goal <> 'abort'
 
 -- name: swapped
 -- The copy is the table: in the transaction that made it so.
@@ -183,7 +185,7 @@ SELECT goal, paused_at IS NOT NULL, paused_by FROM headrace.repack WHERE id = %(
 -- A person wants the swap of a prepared copy, now or when it is ready.
 UPDATE headrace.repack
    SET goal = 'swap', due_at = clock_timestamp(), sent_at = NULL, lock_attempts = 0, problem = NULL
- WHERE id = %(id)s AND state = 'active'
+ WHERE id = %(id)s AND state = 'active' AND goal <> 'abort'
 
 -- name: pause
 -- A person stops a request; its triggers go on logging.
@@ -202,7 +204,8 @@ VALUES (%(id)s, %(number)s, %(name)s, %(statements)s, %(is_key)s, %(is_unique)s)
 
 -- name: indexes
 -- The indexes of a copy, in the order in which they are built.
-SELECT number, name, statements, is_key, is_unique, built_at IS NOT NULL AS is_built, problem
+SELECT number, name, statements, is_key, is_unique, built_at IS NOT NULL AS is_built,
+       sent_at IS NOT NULL OR built_at IS NOT NULL AS is_begun, problem
   FROM headrace.repack_index
  WHERE repack = %(id)s
  ORDER BY number
@@ -370,12 +373,14 @@ SELECT pg_try_advisory_lock(hashtext('headrace.repack here'), %(id)s::bigint::in
 
 -- name: cancel_steps
 -- Cancel the statements of those who work on a request, or build one of its indexes; who they were.
-SELECT l.pid
-  FROM pg_locks l, pg_database d
- WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 AND d.datname = current_database() AND l.database = d.oid
-   AND (l.classid = (hashtext('headrace.repack')::bigint & 4294967295)::oid AND l.objid = %(id)s::bigint::oid
-        OR l.classid = (hashtext('headrace.repack_index ' || %(id)s::bigint)::bigint & 4294967295)::oid)
-   AND pg_cancel_backend(l.pid)
+WITH holders AS MATERIALIZED (  -- or the planner might ask for the cancelling before it asks whose lock it is
+    SELECT l.pid
+      FROM pg_locks l
+     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+       AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+       AND (l.classid = (hashtext('headrace.repack')::bigint & 4294967295)::oid AND l.objid = %(id)s::bigint::oid
+            OR l.classid = (hashtext('headrace.repack_index ' || %(id)s::bigint)::bigint & 4294967295)::oid))
+SELECT pid FROM holders WHERE pg_cancel_backend(pid)
 
 -- name: next_id
 -- The id that the next request gets, if nobody else asks before.
@@ -408,3 +413,9 @@ DELETE FROM headrace.migration WHERE name = ANY(%(names)s)
 -- name: quoted_constraint
 -- A constraint's table and name, as they are written in a statement.
 SELECT format('%%I.%%I', %(schema)s::text, %(table)s::text), quote_ident(%(name)s)
+
+-- name: failed_of_plan
+-- Tables of a plan whose rewrite failed lately.
+SELECT DISTINCT schema_name, table_name
+  FROM headrace.repack
+ WHERE plan = %(plan)s AND state = 'failed' AND finished_at > clock_timestamp() - %(within)s::interval

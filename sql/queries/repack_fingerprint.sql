@@ -55,7 +55,8 @@ WITH newer AS (
                  CASE WHEN a.attnotnull THEN 'not null' END,
                  CASE a.attgenerated WHEN 's' THEN 'generated, stored, ' WHEN 'v' THEN 'generated, virtual, ' ELSE '' END
                  || 'default '
-                 || (SELECT pg_get_expr(f.adbin, f.adrelid) FROM pg_attrdef f
+                 -- Only a generated column refers to columns; to look up all their names for each default takes long.
+                 || (SELECT pg_get_expr(f.adbin, CASE a.attgenerated WHEN '' THEN 0 ELSE it.oid END) FROM pg_attrdef f
                       WHERE f.adrelid = it.oid AND f.adnum = a.attnum),
                  'identity ' || nullif(a.attidentity::text, ''), 'storage ' || a.attstorage::text,
                  'compression ' || nullif(a.attcompression::text, ''), 'statistics target ' || nullif(a.attstattarget, -1),
@@ -199,6 +200,15 @@ WITH newer AS (
                 WHERE d.refclassid = 'pg_publication'::regclass AND d.refobjid = p.oid
                   AND d.classid = to_regclass('pg_catalog.pg_publication_namespace')
                   AND n.refclassid = 'pg_namespace'::regclass AND n.refobjid = it.relnamespace)
+), other AS MATERIALIZED (
+    -- Whatever else PostgreSQL knows to depend on it; log triggers and what is in our own schemas are our doing.
+    SELECT d.classid, d.objid
+      FROM part p JOIN pg_depend d ON d.refclassid = p.class AND d.refobjid = p.id
+     WHERE p.is_ours AND p.sub = 0
+    EXCEPT SELECT p.class, p.id FROM part p
+    EXCEPT SELECT 'pg_attrdef'::regclass, f.oid FROM it JOIN pg_attrdef f ON f.adrelid = it.oid
+    EXCEPT SELECT 'pg_trigger'::regclass, g.oid FROM it JOIN pg_trigger g ON g.tgrelid = it.oid
+    EXCEPT SELECT 'pg_class'::regclass, it.reltoastrelid FROM it
 )
 SELECT p.thing || ': ' || f.fact FROM part p CROSS JOIN unnest(p.facts) f (fact) WHERE f.fact IS NOT NULL
 UNION ALL
@@ -219,19 +229,12 @@ SELECT format('%%s: of extension %%I (%%s)', p.thing, e.extname, d.deptype)
   JOIN pg_extension e ON e.oid = d.refobjid
  WHERE p.sub = 0
 UNION ALL
--- Whatever else PostgreSQL knows to depend on it; log triggers and what is in our own schemas are our doing.
 SELECT DISTINCT format('%%s: used by %%s %%s', p.thing, o.type, o.identity)
-  FROM part p
-  JOIN pg_depend d ON d.refclassid = p.class AND d.refobjid = p.id
- CROSS JOIN it
+  FROM other x
+  JOIN pg_depend d ON d.classid = x.classid AND d.objid = x.objid
+  JOIN part p ON p.class = d.refclassid AND p.id = d.refobjid AND p.is_ours AND p.sub = 0
  CROSS JOIN LATERAL pg_identify_object(d.classid, d.objid, d.objsubid) o
- WHERE p.is_ours AND p.sub = 0
-   AND NOT EXISTS (SELECT FROM part q WHERE q.class = d.classid AND q.id = d.objid)
-   AND NOT EXISTS (SELECT FROM pg_attrdef f WHERE d.classid = 'pg_attrdef'::regclass AND f.oid = d.objid
-                      AND f.adrelid = it.oid)
-   AND NOT EXISTS (SELECT FROM pg_trigger g WHERE d.classid = 'pg_trigger'::regclass AND g.oid = d.objid
-                      AND (g.tgisinternal OR g.tgrelid = it.oid))
-   AND NOT (d.classid = 'pg_class'::regclass AND d.objid = it.reltoastrelid)
+ WHERE NOT EXISTS (SELECT FROM pg_trigger g WHERE d.classid = 'pg_trigger'::regclass AND g.oid = d.objid AND g.tgisinternal)
    AND o.identity !~ '(^| )headrace_(new|old|log)_[0-9]+\.';
 
 -- name: ready

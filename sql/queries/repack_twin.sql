@@ -81,7 +81,7 @@ SELECT format('CREATE %%sTABLE %%s %%s USING %%I%%s',
               %(new)s::text,
               CASE WHEN x.columns IS NULL THEN
                   format('(LIKE %%s INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING STORAGE INCLUDING COMPRESSION)', %(src)s::text)
-              ELSE format('(%%s) INHERITS (%%s)', x.columns, x.parents) END,
+              ELSE format('(%%s) INHERITS (%%s)', concat_ws(', ', nullif(x.columns, ''), x.never_null), x.parents) END,
               am.amname,
               coalesce(' TABLESPACE ' || quote_ident(coalesce(%(tablespace)s::text, t.spcname)), '')) AS text,
        'ACCESS SHARE on ' || %(src)s::text AS lock,
@@ -96,7 +96,12 @@ SELECT format('CREATE %%sTABLE %%s %%s USING %%I%%s',
                   || CASE a.attgenerated WHEN 's' THEN ' GENERATED ALWAYS AS (' || pg_get_expr(d.adbin, d.adrelid) || ') STORED'
                                          WHEN 'v' THEN ' GENERATED ALWAYS AS (' || pg_get_expr(d.adbin, d.adrelid) || ') VIRTUAL'
                                          ELSE '' END,
-                  ', ' ORDER BY a.attnum), '') END AS columns,
+                  ', ' ORDER BY a.attnum), '')
+              -- Never null by constraints of its own names, also on a column that a parent has, too (PostgreSQL 18).
+              END AS columns,
+              (SELECT string_agg(format('CONSTRAINT %%I %%s', k.conname, pg_get_constraintdef(k.oid)), ', ' ORDER BY k.conkey)
+                 FROM pg_constraint k
+                WHERE k.conrelid = c.oid AND k.contype = 'n' AND k.conislocal AND k.convalidated) AS never_null,
               (SELECT string_agg(format('%%I.headrace_parent_%%s', %(new_schema)s::text, i.inhseqno), ', ' ORDER BY i.inhseqno)
                  FROM pg_inherits i WHERE i.inhrelid = c.oid) AS parents
          FROM pg_attribute a
@@ -117,6 +122,11 @@ SELECT s.text, 'none' AS lock, s.why
     SELECT 2, a.attnum, format('ALTER TABLE %%s ALTER COLUMN %%I SET NOT NULL', %(new)s::text, a.attname), 'never null'
       FROM pg_attribute a
      WHERE %(inherits)s::boolean AND a.attrelid = %(oid)s AND a.attnum > 0 AND a.attnotnull AND NOT a.attisdropped
+       AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = a.attrelid AND k.contype = 'n')
+    UNION ALL
+    SELECT 2, k.conkey[1], format('ALTER TABLE %%s DROP CONSTRAINT %%I', %(new)s::text, k.conname), 'nulls may be there: not valid'
+      FROM pg_constraint k
+     WHERE k.conrelid = %(oid)s AND k.contype = 'n' AND NOT k.convalidated AND NOT %(inherits)s::boolean
     UNION ALL
     SELECT 3, a.attnum, format('ALTER TABLE %%s ALTER COLUMN %%I SET STORAGE %%s', %(new)s::text, a.attname,
                                CASE a.attstorage WHEN 'p' THEN 'PLAIN' WHEN 'e' THEN 'EXTERNAL' WHEN 'm' THEN 'MAIN' ELSE 'EXTENDED' END),
@@ -131,22 +141,30 @@ SELECT s.text, 'none' AS lock, s.why
     UNION ALL
     SELECT 5, a.attnum, format('ALTER TABLE %%s ALTER COLUMN %%I SET (%%s)', %(new)s::text, a.attname,
                                (SELECT string_agg(format('%%I=%%L', o.option_name, o.option_value), ', ')
-                                  FROM pg_options_to_table(a.attoptions) o)),
+                                  FROM pg_options_to_table(a.attoptions) o WHERE o.option_name <> 'pg_attver')),
            'column options'
       FROM pg_attribute a
-     WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped AND a.attoptions IS NOT NULL
+     WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
+       AND EXISTS (SELECT FROM pg_options_to_table(a.attoptions) o WHERE o.option_name <> 'pg_attver')
     UNION ALL
-    SELECT 6, 0, format('ALTER TABLE %%s SET (%%s)', %(new)s::text, o.options), 'storage options'
-      FROM (SELECT string_agg(format('%%s=%%L', w.name, w.value), ', ' ORDER BY w.name) AS options
-              FROM (SELECT quote_ident(o.option_name) AS name, o.option_value AS value
-                      FROM pg_class c, pg_options_to_table(c.reloptions) o
-                     WHERE c.oid = %(oid)s AND NOT (o.option_name = 'fillfactor' AND %(fillfactor)s::integer IS NOT NULL)
-                     UNION ALL
-                    SELECT 'toast.' || quote_ident(o.option_name), o.option_value
-                      FROM pg_class c JOIN pg_class t ON t.oid = c.reltoastrelid, pg_options_to_table(t.reloptions) o
+    SELECT 6, 0, format('ALTER TABLE %%s SET (%%s)', %(new)s::text, o.options), 'storage options, in the order in which they were set'
+      FROM (SELECT string_agg(format('%%s=%%L', w.name, w.value), ', ' ORDER BY w.place) AS options
+              FROM (SELECT quote_ident(o.option_name) AS name,
+                           CASE o.option_name WHEN 'fillfactor' THEN coalesce((%(fillfactor)s::integer)::text, o.option_value)
+                                              ELSE o.option_value END AS value,
+                           o.place
+                      FROM pg_class c, pg_options_to_table(c.reloptions) WITH ORDINALITY AS o (option_name, option_value, place)
                      WHERE c.oid = %(oid)s
                      UNION ALL
-                    SELECT 'fillfactor', (%(fillfactor)s::integer)::text WHERE %(fillfactor)s::integer IS NOT NULL) w) o
+                    SELECT 'toast.' || quote_ident(o.option_name), o.option_value, 2000 + o.place
+                      FROM pg_class c JOIN pg_class t ON t.oid = c.reltoastrelid,
+                           pg_options_to_table(t.reloptions) WITH ORDINALITY AS o (option_name, option_value, place)
+                     WHERE c.oid = %(oid)s
+                     UNION ALL
+                    SELECT 'fillfactor', (%(fillfactor)s::integer)::text, 1000
+                      FROM pg_class c
+                     WHERE c.oid = %(oid)s AND %(fillfactor)s::integer IS NOT NULL
+                       AND NOT EXISTS (SELECT FROM pg_options_to_table(c.reloptions) o WHERE o.option_name = 'fillfactor')) w) o
      WHERE o.options IS NOT NULL
     UNION ALL
     SELECT 7, 0, format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s', %(new)s::text, k.conname, pg_get_constraintdef(k.oid)), 'check'
@@ -187,7 +205,7 @@ SELECT s.text, 'none' AS lock, s.why
            'comment'
       FROM pg_constraint k
      WHERE k.conrelid = %(oid)s AND obj_description(k.oid, 'pg_constraint') IS NOT NULL
-       AND (k.contype = 'c' AND k.convalidated OR k.contype = 'n')
+       AND k.contype IN ('c', 'n') AND k.convalidated
     UNION ALL
     SELECT 14, row_number() OVER (ORDER BY x.oid)::int, w.text, 'extended statistics'
       FROM pg_statistic_ext x
@@ -213,6 +231,11 @@ SELECT s.text, 'none' AS lock, s.why
       FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
      WHERE c.oid = %(oid)s AND r.rolname <> current_user
     UNION ALL
+    SELECT DISTINCT 15, 1, format('GRANT USAGE, CREATE ON SCHEMA %%I TO %%I', %(new_schema)s::text, r.rolname),
+           'the owner of statistics must be able to own them'
+      FROM pg_statistic_ext x JOIN pg_roles r ON r.oid = x.stxowner
+     WHERE x.stxrelid = %(oid)s AND r.rolname <> current_user
+    UNION ALL
     SELECT 16, 0, format('ALTER TABLE %%s OWNER TO %%I', %(new)s::text, r.rolname), 'owner'
       FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
      WHERE c.oid = %(oid)s AND r.rolname <> current_user
@@ -220,7 +243,11 @@ SELECT s.text, 'none' AS lock, s.why
     SELECT 17, row_number() OVER (ORDER BY x.oid)::int,
            format('ALTER STATISTICS %%I.%%I OWNER TO %%I', %(new_schema)s::text, x.stxname, r.rolname), 'owner'
       FROM pg_statistic_ext x JOIN pg_roles r ON r.oid = x.stxowner
-     WHERE x.stxrelid = %(oid)s AND r.rolname <> current_user) s
+     WHERE x.stxrelid = %(oid)s AND r.rolname <> current_user
+    UNION ALL
+    SELECT 18, 0, format('GRANT ALL ON TABLE %%s TO %%I', %(new)s::text, r.rolname), 'whatever ALTER DEFAULT PRIVILEGES took away'
+      FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
+     WHERE c.oid = %(oid)s) s
  ORDER BY s.place, s.number
 
 -- name: twin_indexes
@@ -264,6 +291,23 @@ SELECT ic.relname AS name,
  WHERE i.indrelid = %(oid)s
  ORDER BY ic.relname <> %(key)s::text, i.indisunique OR i.indisexclusion DESC, pg_relation_size(ic.oid) DESC, ic.relname
 
+-- name: give_way
+-- Locks that make autovacuum give way, which it does only after deadlock_timeout: longer than we wait for other locks.
+SELECT s.text, s.lock, s.why
+  FROM (
+    SELECT 0 AS place,
+           format('SET LOCAL lock_timeout = %%s',
+                  2000 + (SELECT setting::integer FROM pg_settings WHERE name = 'deadlock_timeout')) AS text,
+           'none' AS lock, 'autovacuum gives way after deadlock_timeout' AS why
+    UNION ALL
+    SELECT 1, format('LOCK TABLE ONLY %%s IN SHARE UPDATE EXCLUSIVE MODE', t.name),
+           'SHARE UPDATE EXCLUSIVE on ' || t.name, 'no vacuum at work; readers and writers go on'
+      FROM unnest(%(names)s::text[]) AS t (name)
+    UNION ALL
+    SELECT 2, format('SET LOCAL lock_timeout = %%s', %(lock_milliseconds)s::integer), 'none',
+           'from here on others wait behind us') s
+ ORDER BY s.place
+
 -- name: swap_locks
 -- Whom the swap locks before anything else, in the order in which readers lock: what reads the table, the table, its partners.
 SELECT s.text, s.lock, s.why
@@ -295,6 +339,13 @@ SELECT s.text, s.lock, s.why
              WHERE c.oid = %(oid)s AND c.relispartition AND u.relid <> c.oid) a
      WHERE a.level = 2
     UNION ALL
+    -- A writer locks a table first and then what it refers to.
+    SELECT 3, 1000000 + k.conrelid::bigint, format('LOCK TABLE ONLY %%s IN ACCESS EXCLUSIVE MODE', k.conrelid::regclass),
+           'ACCESS EXCLUSIVE on ' || k.conrelid::regclass, 'it has a foreign key to the table'
+      FROM pg_constraint k
+     WHERE k.contype = 'f' AND k.confrelid = %(oid)s AND k.conrelid <> %(oid)s AND k.conparentid = 0
+     GROUP BY k.conrelid
+    UNION ALL
     SELECT 4, 0, format('LOCK TABLE ONLY %%s IN ACCESS EXCLUSIVE MODE', %(src)s::text),
            'ACCESS EXCLUSIVE on ' || %(src)s::text, 'nobody reads or writes from here to COMMIT'
     UNION ALL
@@ -306,8 +357,6 @@ SELECT s.text, s.lock, s.why
       FROM pg_class p
      WHERE p.oid <> %(oid)s AND p.oid IN (
            SELECT k.confrelid FROM pg_constraint k WHERE k.contype = 'f' AND k.conrelid = %(oid)s AND k.conparentid = 0
-           UNION ALL
-           SELECT k.conrelid FROM pg_constraint k WHERE k.contype = 'f' AND k.confrelid = %(oid)s AND k.conparentid = 0
            UNION ALL
            SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = %(oid)s
            UNION ALL
@@ -421,8 +470,8 @@ SELECT s.text, s.lock, s.why
      WHERE c.oid = %(oid)s AND c.relispartition AND pg_get_partition_constraintdef(c.oid) IS NOT NULL
     UNION ALL
     SELECT 11, 0, k.conname, format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s', %(src)s::text, k.conname, pg_get_constraintdef(k.oid)),
-           'none', 'a check that was not valid stays so'
-      FROM pg_constraint k WHERE k.conrelid = %(oid)s AND k.contype = 'c' AND NOT k.convalidated
+           'none', 'what was not valid stays so'
+      FROM pg_constraint k WHERE k.conrelid = %(oid)s AND k.contype IN ('c', 'n') AND NOT k.convalidated
     UNION ALL
     SELECT 12, 0, k.conname, format('ALTER TABLE %%s ADD CONSTRAINT %%I %%s%%s', k.conrelid::regclass, k.conname, pg_get_constraintdef(k.oid),
                                  CASE WHEN k.convalidated THEN ' NOT VALID' ELSE '' END),
@@ -436,7 +485,7 @@ SELECT s.text, s.lock, s.why
       FROM pg_constraint k
      WHERE obj_description(k.oid, 'pg_constraint') IS NOT NULL AND k.conparentid = 0
        AND (k.contype = 'f' AND (k.conrelid = %(oid)s OR k.confrelid = %(oid)s)
-            OR k.contype = 'c' AND k.conrelid = %(oid)s AND NOT k.convalidated)
+            OR k.contype IN ('c', 'n') AND k.conrelid = %(oid)s AND NOT k.convalidated)
     UNION ALL
     SELECT 14, w.oid::bigint, w.rulename, pg_get_ruledef(w.oid), 'none', 'rule'
       FROM pg_rewrite w WHERE w.ev_class = %(oid)s
@@ -528,7 +577,7 @@ SELECT s.text, s.lock, s.why
     UNION ALL
     SELECT 29, 0, p.pubname, format('ALTER PUBLICATION %%I ADD TABLE ONLY %%s%%s%%s', p.pubname, %(src)s::text,
                   (SELECT ' (' || string_agg(quote_ident(a.attname), ', ' ORDER BY u.place) || ')'
-                     FROM unnest(string_to_array(to_jsonb(r) ->> 'prattrs', ' ')::int[]) WITH ORDINALITY AS u (attnum, place)
+                     FROM unnest(string_to_array(translate(to_jsonb(r) ->> 'prattrs', '[],', ''), ' ')::int[]) WITH ORDINALITY AS u (attnum, place)
                      JOIN pg_attribute a ON a.attrelid = r.prrelid AND a.attnum = u.attnum),
                   (SELECT ' WHERE (' || (to_jsonb(t) ->> 'rowfilter') || ')'
                      FROM pg_publication_tables t
@@ -560,10 +609,10 @@ due AS (
     SELECT o.*, coalesce(o.relacl, o.usual) AS wanted
       FROM objects o
      WHERE o.relacl IS NOT NULL AND o.relacl <> o.usual
-        OR EXISTS (SELECT FROM strangers s WHERE s.defaclobjtype = CASE WHEN o.relkind = 'S' THEN 'S' ELSE 'r' END::"char"))
+        OR EXISTS (SELECT FROM pg_default_acl s WHERE s.defaclobjtype = CASE WHEN o.relkind = 'S' THEN 'S' ELSE 'r' END::"char"))
 SELECT s.text, 'none' AS lock, s.why
   FROM (
-    SELECT 1 AS place, d.named AS number, format('REVOKE ALL ON %%s FROM %%s', d.named, string_agg(DISTINCT g.name, ', ')) AS text,
+    SELECT 1 AS place, d.named AS number, 0::bigint AS turn, format('REVOKE ALL ON %%s FROM %%s', d.named, string_agg(DISTINCT g.name, ', ')) AS text,
            'privileges that came by default' AS why
       FROM due d
      CROSS JOIN LATERAL (
@@ -573,22 +622,22 @@ SELECT s.text, 'none' AS lock, s.why
              LEFT JOIN pg_roles r ON r.oid = x.grantee) g
      GROUP BY d.named
     UNION ALL
-    SELECT 2, d.named || (a.grantee <> d.relowner)::text, format('GRANT %%s ON %%s TO %%s%%s', string_agg(a.privilege_type, ', ' ORDER BY a.privilege_type), d.named,
+    SELECT 2, d.named, min(a.turn), format('GRANT %%s ON %%s TO %%s%%s', string_agg(a.privilege_type, ', ' ORDER BY a.privilege_type), d.named,
                              CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(r.rolname) END,
                              CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END), 'privileges'
       FROM due d
-     CROSS JOIN LATERAL aclexplode(d.wanted) a
+     CROSS JOIN LATERAL aclexplode(d.wanted) WITH ORDINALITY AS a (grantor, grantee, privilege_type, is_grantable, turn)
       LEFT JOIN pg_roles r ON r.oid = a.grantee
      GROUP BY d.named, a.grantee, d.relowner, r.rolname, a.is_grantable
     UNION ALL
-    SELECT 3, t.attname, format('GRANT %%s (%%I) ON TABLE %%s TO %%s%%s', a.privilege_type, t.attname, %(src)s::text,
+    SELECT 3, t.attname, a.turn, format('GRANT %%s (%%I) ON TABLE %%s TO %%s%%s', a.privilege_type, t.attname, %(src)s::text,
                                 CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(r.rolname) END,
                                 CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END), 'privileges on a column'
       FROM pg_attribute t
-     CROSS JOIN LATERAL aclexplode(t.attacl) a
+     CROSS JOIN LATERAL aclexplode(t.attacl) WITH ORDINALITY AS a (grantor, grantee, privilege_type, is_grantable, turn)
       LEFT JOIN pg_roles r ON r.oid = a.grantee
      WHERE t.attrelid = %(oid)s AND t.attnum > 0 AND NOT t.attisdropped) s
- ORDER BY s.place, s.number, s.text
+ ORDER BY s.place, s.number, s.turn, s.text
 
 -- name: to_validate
 -- Foreign keys that were valid: the swap makes them NOT VALID, and they are validated after it.
@@ -617,9 +666,12 @@ SELECT DISTINCT pg_describe_object(d.classid, d.objid, 0)
 
 -- name: trigger_marks
 -- The log triggers of a request as they stand; one that was switched off and on again has another mark.
-SELECT string_agg(format('%%s %%s %%s', t.tgname, t.xmin, t.tgenabled), ', ' ORDER BY t.tgname)
+SELECT json_build_object('triggers', string_agg(format('%%s %%s %%s', t.tgname, t.xmin, t.tgenabled), ', ' ORDER BY t.tgname),
+        'file', (SELECT c.relfilenode FROM pg_class c WHERE c.oid = %(oid)s),
+        'columns', (SELECT json_object_agg(a.attnum, a.xmin::text ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped))::text
   FROM pg_trigger t
  WHERE t.tgrelid = %(oid)s AND starts_with(t.tgname, %(prefix)s)
+HAVING count(*) > 0
 
 -- name: wait_blockers
 -- Who stands in the way of a session, with what each does.
@@ -647,3 +699,14 @@ SELECT CASE WHEN k.oid IS NOT NULL THEN format('ALTER TABLE %%s DROP CONSTRAINT 
   JOIN pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_constraint k ON k.conindid = c.oid AND k.contype IN ('p', 'u', 'x')
  WHERE n.nspname = %(new_schema)s::text AND c.relname = %(name)s::text AND c.relkind = 'i'
+
+-- name: revokes
+-- What takes the rights away that ALTER DEFAULT PRIVILEGES gave others on a schema just made.
+SELECT format('REVOKE ALL ON SCHEMA %%I FROM %%s', %(schema)s::text,
+              string_agg(DISTINCT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(r.rolname) END, ', ')) AS text,
+       'none' AS lock, 'nobody else looks into it' AS why
+  FROM pg_default_acl d
+ CROSS JOIN LATERAL aclexplode(d.defaclacl) a
+  LEFT JOIN pg_roles r ON r.oid = a.grantee
+ WHERE d.defaclobjtype = 'n' AND r.rolname IS DISTINCT FROM current_user
+HAVING count(*) > 0

@@ -1,4 +1,4 @@
-"""What the page and the metrics show: the answers of control and telemetry database, broker, jobs and consumers."""
+"""What the pages and the metrics show: what control and telemetry database, broker and rooms answer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from celery import Celery
 from workers import database, queues, status
 from workers.app import app, queue_depths
 from workers.dispatch import api as dispatch
-from workers.monitor import consumers
+from workers.monitor import consumers, rewrites
 from workers.monitor.answers import Answer, Question
 from workers.monitor.job_metrics import MEASURED
 from workers.monitor.jobs import FAILURES, SHOWN
 from workers.postprocessing import api as postprocessing
+from workers.repack import api as repack
 from workers.settings import Settings
 from workers.sql_files import queries
 from workers.telemetry import api as telemetry
@@ -36,6 +37,7 @@ class Snapshot:
     queues: Answer[dict[str, int]] = field(default_factory=Answer)
     postprocessing: dict[str, Answer[dict[str, Any]]] = field(default_factory=dict)  # by database
     dispatch: dict[tuple[str, str], Answer[dict[str, Any]]] = field(default_factory=dict)  # by (consumer, queue)
+    repack: dict[str, Answer[dict[str, Any]]] = field(default_factory=dict)  # by database
 
     def servers(self) -> dict[str, str | None]:
         """Per server why it does not answer, None where it does."""
@@ -47,7 +49,7 @@ class Snapshot:
 
 
 class Board:
-    """The questions of one Flower process: three, one for each database with jobs, and one for each PgQ consumer."""
+    """The questions of one Flower process: three, some for each database, and one for each PgQ consumer."""
 
     def __init__(self, conf: Settings) -> None:
         self._conf = conf
@@ -60,13 +62,29 @@ class Board:
         self._consumers = {
             (name, conf.dispatch.consumers[name].queue): _consumer_question(conf, name) for name in dispatch.names(conf)
         }
+        self._rewrites = {name: _rewrites_question(conf, name) for name in repack.databases(conf)}
 
     async def look(self) -> Snapshot:
         """Ask what is not known freshly. Takes at most six seconds; trouble is in the answers, never raised."""
-        (control, depths), room, jobs, of_consumers = await asyncio.gather(
-            self._control_then_broker(), self._telemetry.answer(), _answers(self._jobs), _answers(self._consumers)
+        (control, depths), room, jobs, of_consumers, of_tables = await asyncio.gather(
+            self._control_then_broker(),
+            self._telemetry.answer(),
+            _answers(self._jobs),
+            _answers(self._consumers),
+            self.rewrites(),
         )
-        return Snapshot(control=control, telemetry=room, queues=depths, postprocessing=jobs, dispatch=of_consumers)
+        return Snapshot(
+            control=control,
+            telemetry=room,
+            queues=depths,
+            postprocessing=jobs,
+            dispatch=of_consumers,
+            repack=of_tables,
+        )
+
+    async def rewrites(self) -> dict[str, Answer[dict[str, Any]]]:
+        """How the rewrites of each database stand, and nothing else. Takes at most three seconds."""
+        return await _answers(self._rewrites)
 
     async def _control_then_broker(self) -> tuple[Answer[dict[str, Any]], Answer[dict[str, int]]]:
         control = await self._control.answer()
@@ -101,6 +119,20 @@ def _consumer_status(conf: Settings, name: str) -> dict[str, Any]:
     # Not asked for without any: it makes our tables at a target that has none yet, which a look must not.
     failures = dispatch.failed(conf, name, limit=consumers.FAILURES) if found["failed_events"] else []
     return found | {"failures": failures}
+
+
+def _rewrites_question(conf: Settings, name: str) -> Question[dict[str, Any]]:
+    return Question(f"rewrites-{name}", lambda: _rewrites_status(conf, name))
+
+
+def _rewrites_status(conf: Settings, name: str) -> dict[str, Any]:
+    found = repack.status_of(conf, name)
+    if found["set_up"]:
+        # What is remembered: the room's own question may look into the tables, which takes minutes.
+        with database.connection(conf.target(name), purpose="monitor", autocommit=True) as conn:
+            about = {"since": rewrites.LOOKED_AT, "limit": rewrites.ESTIMATES}
+            found["estimates"] = SQL["latest_estimates"].records(conn, about)
+    return found
 
 
 async def _answers(questions: Mapping[K, Question[T]]) -> dict[K, Answer[T]]:

@@ -14,11 +14,13 @@ from prometheus_client import generate_latest
 from tornado.template import DictLoader
 from tornado.web import HTTPError, URLSpec, authenticated
 
+from workers.monitor import rewrites
 from workers.monitor.board import Board, Snapshot
 from workers.monitor.consumers import overview
 from workers.monitor.jobs import sections
 from workers.monitor.metrics import exposition
 from workers.monitor.readable import one_line
+from workers.monitor.rewrite_metrics import counts
 
 REFRESH_SECONDS = 15
 # The health check says OK and nothing else; login and logout belong to OAuth, and show nothing.
@@ -75,7 +77,7 @@ class Metrics(Guarded, monitor.Metrics):
 
 
 class Page(Guarded):
-    """`/headrace`: queues, hosts, pauses, rooms, failures, jobs, PgQ consumers and telemetry at one look."""
+    """`/headrace`: queues, hosts, pauses, rooms, failures, jobs, consumers, rewrites and telemetry at one look."""
 
     def initialize(self, board: Board) -> None:
         self._board = board
@@ -91,7 +93,21 @@ class Page(Guarded):
             consumers=consumers(snapshot),
             sections=list(sections(snapshot.postprocessing)),
             dispatch=overview(snapshot.dispatch, datetime.now(UTC)),
+            rewrites=counts(snapshot.repack),
         )
+
+
+class RewritesPage(Guarded):
+    """`/headrace/repack`: tables that are being rewritten, or were lately, and what others are thought to waste."""
+
+    def initialize(self, board: Board) -> None:
+        self._board = board
+
+    async def get(self) -> None:
+        found = await self._board.rewrites()
+        self.set_header("Refresh", str(REFRESH_SECONDS))
+        self.set_header("Cache-Control", "no-store")
+        self.render("headrace_repack.html", rewrites=rewrites.overview(found))
 
 
 class RevokeRefused(Guarded, BaseApiHandler):
@@ -108,6 +124,7 @@ def install(board: Board, token: str) -> None:
     flower.urls.settings["template_loader"] = _templates(Path(flower.urls.settings["template_path"]))
     ours = [
         URLSpec(r"/headrace", Page, {"board": board}, name="headrace"),
+        URLSpec(r"/headrace/repack", RewritesPage, {"board": board}, name="headrace-repack"),
         URLSpec(r"/metrics", Metrics, {"board": board, "token": token}),
         URLSpec(r"/api/task/revoke/(.+)", RevokeRefused),
     ]

@@ -6,7 +6,7 @@ ALWAYS: statement triggers see neither the changes of a partition through its pa
 
 from __future__ import annotations
 
-from workers.repack.shapes import Place, Shape
+from workers.repack.shapes import Place, Shape, literal
 from workers.repack.statements import Statement
 
 
@@ -22,6 +22,10 @@ def creation(place: Place, shape: Shape) -> list[Statement]:
             "a row for each TRUNCATE",
         ),
         Statement(f"CREATE UNLOGGED TABLE {place.batch} AS {keys}", "none", "the keys in hand"),
+        Statement(
+            f"GRANT ALL ON {place.log}, {place.truncation}, {place.batch} TO CURRENT_USER", "none",
+            "whatever ALTER DEFAULT PRIVILEGES took away: everybody's writes would fail",
+        ),
         _function(place, "old_key", place.log, f"VALUES ({shape.key.listed('OLD')})", "of the row as it was"),
         _function(place, "new_key", place.log, f"VALUES ({shape.key.listed('NEW')})", "of the row as it is"),
         _function(place, "truncated", place.truncation, "DEFAULT VALUES", "that all rows went"),
@@ -90,6 +94,6 @@ def _function(place: Place, name: str, table: str, values: str, why: str) -> Sta
     # they could choose what the function calls.
     return Statement(
         f"CREATE FUNCTION {place.log_schema}.{name}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER"
-        f" SET search_path = pg_catalog, pg_temp AS $$BEGIN INSERT INTO {table} {values}; RETURN NULL; END$$",
+        f" SET search_path = pg_catalog, pg_temp AS {literal(f'BEGIN INSERT INTO {table} {values}; RETURN NULL; END')}",
         "none", why,
     )  # fmt: skip

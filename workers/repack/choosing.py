@@ -17,6 +17,7 @@ from workers.settings import Settings
 
 log = logs.get(__name__)
 
+AFTER_FAILURE = timedelta(days=1)
 BUDGET_PERIOD = timedelta(days=1)  # without windows; with them, what was begun within a day is of one window
 
 
@@ -36,6 +37,8 @@ def verdicts(settings: Settings, database_name: str, name: str, plan: Plan) -> l
     with database.connection(target, purpose="repack candidates") as conn:
         found = bloat_catalog.estimates(conn, plan.schemas, plan.tables, plan.skip_tables)
         live = {(schema, table) for _id, schema, table in store.active(conn)}
+        # What failed just now would be chosen first again; the others have their turn, and a person time to look.
+        live |= store.failed_of_plan(conn, name, AFTER_FAILURE)
         _running, used = store.plan_usage(conn, name, datetime.now(UTC) - BUDGET_PERIOD)
         return choice.choose(found, plan.thresholds, used_budget_bytes=used, live=live)
 

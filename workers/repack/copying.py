@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from workers import logs
 from workers.repack import disk, pacing_catalog, rows, store
-from workers.repack.work import GiveUp, Later, Work, execute, row, transaction
+from workers.repack.work import GiveUp, Later, Work, execute, hold, row, transaction
 
 log = logs.get(__name__)
 
@@ -55,6 +55,7 @@ def _chunk(work: Work, position: list[str] | None, size: int) -> tuple[list[str]
     """Copy one chunk; (its last position, rows). The position is None when it was the last one."""
     conn, shape, place = work.conn, work.shape, work.place
     with transaction(conn, lock_seconds=max(work.limits.lock_timeout_seconds, 10)):
+        hold(work, work.oid)
         execute(conn, f"SET LOCAL search_path = {shape.search_path}")
         last: list[str] | None = None
         before = list(position or [])

@@ -11,7 +11,7 @@ from workers.errors import PermanentFailure
 from workers.repack import bloat_catalog, change_log, store, twin_catalog
 from workers.repack.statements import run
 from workers.repack.store import Request
-from workers.repack.verifying import drop_schema
+from workers.repack.verifying import drop_schema, validate
 from workers.repack.work import Later, Work, transaction
 
 log = logs.get(__name__)
@@ -49,6 +49,8 @@ def clean(work: Work) -> None:
     After the swap that is the log and the old table: the new one is the table.
     """
     conn, request, place = work.conn, work.request, work.place
+    if request.is_swapped:
+        validate(work)
     oid = request.new_oid if request.is_swapped else request.oid
     with transaction(conn, lock_seconds=work.limits.lock_timeout_seconds):
         try:
@@ -67,15 +69,15 @@ def clean(work: Work) -> None:
     log.info("repack.cleaned", table=request.name, state=state, reason=request.reason)
 
 
-def keep(work: Work, problem: str) -> None:
+def keep(work: Work, problem: str, why: str = "different") -> None:
     """End a request whose tables differ: the log goes, the old table stays for a person. Raises Busy."""
     conn, request, place = work.conn, work.request, work.place
     with transaction(conn, lock_seconds=work.limits.lock_timeout_seconds):
         run(conn, change_log.drop_triggers(place, twin_catalog.facts(conn, request.new_oid or 0).qualified))
         run(conn, change_log.drop(place))
         drop_schema(work, place.new_schema)
-        store.finish(conn, request.id, "failed", reason="different", problem=problem)
-        tell(conn, request, "failure", problem, {"reason": "different"})
+        store.finish(conn, request.id, "failed", reason=why, problem=problem)
+        tell(conn, request, "failure", problem, {"reason": why})
 
 
 def tell(conn: Connection, request: Request, event: str, message: str, facts: Mapping[str, object]) -> None:

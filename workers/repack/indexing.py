@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from workers import database, logs
-from workers.errors import NothingToDo
+from workers.errors import NothingToDo, RetryLater
 from workers.messages import BuildIndex, Message
 from workers.repack import replaying, store, twin_catalog
 from workers.repack.copying import watch_disk
 from workers.repack.store import Index
-from workers.repack.work import GiveUp, Later, Work, execute, transaction
+from workers.repack.work import Busy, GiveUp, Later, Work, execute, transaction
 
 log = logs.get(__name__)
 
@@ -33,19 +33,21 @@ def index(work: Work) -> tuple[Later | None, Sequence[Message]]:
     if not all(one.is_built for one in found if one.is_key):
         if not shape.is_key_order and shape.in_chunks:
             execute(conn, f"CREATE INDEX IF NOT EXISTS {_TEMPORARY} ON {place.new} ({shape.key.listed()})")
-            replaying.replay_all(work)
+            if not replaying.replay_all(work):
+                return Later(), []
         for one in found:
-            if one.is_key:
+            if one.is_key and not one.is_built:
                 build(work.conn, request.id, one)
         execute(conn, f"DROP INDEX IF EXISTS {place.new_schema}.{_TEMPORARY}")
-        replaying.replay_all(work)
-        if work.is_over:
-            return Later(), []
+    # Until another index is begun with, whatever came in between: a message that ended after the key's, a pause.
+    if not any(one.is_begun for one in found if not one.is_key) and not replaying.replay_all(work):
+        return Later(), []
     waiting = [one for one in found if not one.is_key and not one.is_built]
     if broken := [one for one in waiting if one.problem]:
         raise GiveUp("index", f"{request.name}: index {broken[0].name}: {broken[0].problem}")
-    if len(waiting) == 1:  # not worth a message
-        build(conn, request.id, waiting[0])
+    if len(waiting) == 1 and store.try_lock_index(conn, request.id, waiting[0].number):  # not worth a message
+        if not next(one.is_built for one in store.indexes(conn, request.id) if one.number == waiting[0].number):
+            build(conn, request.id, waiting[0])
         waiting = []
     if waiting:
         again = timedelta(seconds=work.settings.repack.requeue_seconds)
@@ -86,6 +88,8 @@ def build_alone(conn: database.Connection, repack: int, number: int) -> bool:
         raise NothingToDo(f"index {number} of repack {repack} is built")
     try:
         build(conn, repack, one)
+    except Busy as reason:
+        raise RetryLater(str(reason), after=timedelta(seconds=5)) from reason
     except database.DatabaseError as error:
         if database.sqlstate(error) not in ("57P01", None):
             store.index_failed(conn, repack, number, database.first_line(error))
@@ -106,7 +110,7 @@ def carry_over(work: Work) -> bool:
     if any(one.is_key for one in gone):
         raise GiveUp("schema_changed", f"{request.name}: its key {work.shape.key_index} was changed meanwhile")
     if not gone and not new:
-        return False
+        return any(not one.is_built for one in have)
     with transaction(conn, lock_seconds=60):
         for one in gone:
             twin_catalog.drop_index(conn, place, one.name)

@@ -15,9 +15,22 @@ from workers import database, logs, runs
 from workers.database import Connection
 from workers.errors import Cancelled, NothingToDo, PermanentFailure
 from workers.messages import BuildIndex, Message, RepackStep
-from workers.repack import copying, ending, index_only, indexing, places, prepare, replaying, store, swapping, verifying
+from workers.repack import (
+    copying,
+    ending,
+    index_only,
+    indexing,
+    places,
+    prepare,
+    replaying,
+    store,
+    swapping,
+    twin_catalog,
+    verifying,
+)
 from workers.repack.pacing import Pace
 from workers.repack.store import Request
+from workers.repack.twin_catalog import Gone
 from workers.repack.verifying import Different
 from workers.repack.work import Busy, GiveUp, Later, Stopped, Work, jitter, settings_of
 from workers.repack_settings import Limits, TableRules
@@ -108,16 +121,32 @@ def _one(work: Work, message: RepackStep) -> list[Message]:
         store.pause(conn, request.id, str(reason))
         raise
     except Different as reason:
-        ending.keep(work, str(reason))
+        _keep(work, str(reason), "different")
         raise PermanentFailure(str(reason)) from reason
     except GiveUp as reason:
         store.abandon(conn, request.id, reason.reason, str(reason))
         _clean_now(work)
         raise
+    except Gone as reason:
+        store.abandon(conn, request.id, "gone", f"{request.name} was dropped meanwhile")
+        _clean_now(work)
+        raise PermanentFailure(f"{request.name} was dropped meanwhile") from reason
+    except PermanentFailure as reason:
+        if request.is_swapped:
+            store.put_off(conn, request.id, timedelta(seconds=30), str(reason))
+        else:
+            store.abandon(conn, request.id, "error", str(reason))
+            _clean_now(work)
+        raise
     except database.DatabaseError as error:
         if conn.closed:
             raise
-        _failed(work, error)
+        try:
+            _failed(work, error)
+        except Gone as reason:
+            store.abandon(conn, request.id, "gone", f"{request.name} was dropped meanwhile")
+            _clean_now(work)
+            raise PermanentFailure(f"{request.name} was dropped meanwhile") from reason
         raise
     now = store.read(conn, request.id)
     store.unlock(conn, request.id)
@@ -162,6 +191,10 @@ def _do(work: Work) -> tuple[Later | None, Sequence[Message]]:
         return _replay(work), []
     if request.step == "swap":
         later = replaying.catch_up(work)
+        if later is None and indexing.carry_over(work):
+            if replaying.replay_all(work):
+                store.next_step(work.conn, work.request.id, "index")
+            return None, []
         if later is None:
             swapping.swap(work)
         return later, []
@@ -175,8 +208,8 @@ def _replay(work: Work) -> Later | None:
     if later is not None:
         return later
     if indexing.carry_over(work):
-        replaying.replay_all(work)  # one state again, for unique indexes
-        store.next_step(work.conn, work.request.id, "index")
+        if replaying.replay_all(work):  # one state again, for unique indexes
+            store.next_step(work.conn, work.request.id, "index")
         return None
     if work.request.goal == "ready":
         return Later(work.settings.repack.replay_seconds)
@@ -200,6 +233,14 @@ def _try_again(work: Work, reason: Busy) -> Later:
     ending.tell(work.conn, request, "failure", problem, {"reason": "lock"})
     store.unlock(work.conn, request.id)
     raise PermanentFailure(problem) from reason
+
+
+def _keep(work: Work, problem: str, why: str) -> None:
+    """End a request after its swap with the old table kept; what is locked now is left to the sweep."""
+    try:
+        ending.keep(work, problem, why)
+    except Busy:
+        store.put_off(work.conn, work.request.id, timedelta(seconds=work.limits.lock_pause_seconds), problem)
 
 
 def raise_after_clean(work: Work, reason: GiveUp) -> None:
@@ -250,7 +291,11 @@ def _failed(work: Work, error: database.DatabaseError) -> None:
     problem = f"{request.name}: {request.step}: {database.first_line(error)}"
     code = database.sqlstate(error) or ""
     failures = store.failed_once(conn, request.id, problem)
-    if code == _DISK_FULL:
+    if request.is_swapped and request.step == "verify" and code.startswith(_HOPELESS):
+        twin_catalog.facts(conn, request.new_oid or 0)
+        _keep(work, f"{problem}; not compared", "not_compared")
+        return
+    if code == _DISK_FULL and not request.is_swapped:
         raise_after_clean(work, GiveUp("disk", f"{problem}; make room on the server's disk"))
     if request.is_swapped:
         store.put_off(conn, request.id, timedelta(seconds=30), problem)

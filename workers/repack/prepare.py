@@ -5,6 +5,8 @@ Before its COMMIT nothing of it exists for anybody; after it every change of the
 
 from __future__ import annotations
 
+from collections import Counter
+
 from workers import logs
 from workers.errors import PermanentFailure
 from workers.repack import (
@@ -22,7 +24,7 @@ from workers.repack import (
 from workers.repack.shapes import Keys, Shape
 from workers.repack.statements import Statement, run
 from workers.repack.twin_catalog import Facts
-from workers.repack.work import GiveUp, Later, Work, transaction
+from workers.repack.work import Busy, GiveUp, Later, Work, transaction
 
 log = logs.get(__name__)
 
@@ -30,6 +32,7 @@ log = logs.get(__name__)
 def prepare(work: Work) -> Later | None:
     """Make everything that copying needs; the next step is copy."""
     conn, request = work.conn, work.request
+    seen = fingerprint_catalog.lines(conn, request.schema, request.table)
     table, shape = look(work)
     room = disk.problem(
         work.disk_rules, disk.needed_bytes(table.table_bytes, table.index_bytes, table.toast_bytes, _bloat(work)),
@@ -42,6 +45,7 @@ def prepare(work: Work) -> Later | None:
     if work.limits.rehearse:
         swapping.rehearse(work, table, shape, statements, indexes)
     with transaction(conn, lock_seconds=work.limits.lock_timeout_seconds):
+        run(conn, twin_catalog.give_way(conn, [table.qualified], lock_seconds=work.limits.lock_timeout_seconds))
         run(conn, statements)
         run(conn, change_log.triggers(work.place, shape, table.qualified))
         marks = twin_catalog.trigger_marks(conn, table.oid, work.place)
@@ -50,6 +54,8 @@ def prepare(work: Work) -> Later | None:
         for number, index in enumerate(indexes):
             store.add_index(conn, request.id, number, index, is_key=index["name"] == shape.key_index)
         lines = fingerprint_catalog.lines(conn, request.schema, request.table)
+        if Counter(lines) != Counter(seen):
+            raise Busy("it was changed while its copy was made")
         store.prepared(
             conn, request.id, shape=shape, fingerprint=lines, marks=marks, new_oid=new_oid, rows=table.rows_estimated
         )
@@ -83,6 +89,7 @@ def creation(work: Work, table: Facts, shape: Shape) -> list[Statement]:
     return [
         *twin_catalog.creation(work.conn, table, work.place, fillfactor=fillfactor, tablespace=work.rules.tablespace),
         *change_log.creation(work.place, shape),
+        *twin_catalog.revokes(work.conn, work.place.log_schema),
     ]
 
 

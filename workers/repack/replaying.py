@@ -6,12 +6,13 @@ batch twice, or in another order, or with later changes already in it, ends with
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 
 from workers import database, logs
 from workers.database import Connection
 from workers.repack import rows, store, twin_catalog
-from workers.repack.work import GiveUp, Later, Work, execute, row, transaction
+from workers.repack.work import GiveUp, Later, Work, execute, hold, row, transaction
 
 log = logs.get(__name__)
 
@@ -29,6 +30,7 @@ def replay_once(work: Work, *, whole: bool = False) -> int:
     conn = work.conn
     try:
         with transaction(conn, lock_seconds=max(work.limits.lock_timeout_seconds, 10), repeatable=True):
+            hold(work, work.oid)
             check_triggers(work)
             taken = apply(work, whole=whole)
             store.replayed(conn, work.request.id, taken)
@@ -62,20 +64,34 @@ def apply(work: Work, *, whole: bool) -> int:
 def check_triggers(work: Work) -> None:
     """Raises GiveUp when the log triggers are not as they were made: changes may be missing from the log."""
     marks = twin_catalog.trigger_marks(work.conn, work.oid, work.place)
-    if marks != work.request.marks:
-        what = "are gone" if marks is None else "were changed, or switched off and on again"
+    if marks is None or not same_marks(marks, work.request.marks or ""):
+        what = "are gone" if marks is None else "or its columns were changed, or switched off and on again"
         raise GiveUp(
             "log_broken", f"{work.request.name}: the triggers that log its changes {what}: the copy cannot be trusted"
         )
 
 
-def replay_all(work: Work) -> None:
-    """Bring the copy to a state that the table was in: batches while there are many, then the whole rest at once."""
-    while backlog(work) > work.limits.max_replay_rows:
-        work.check()
-        replay_once(work)
-        tidy(work.conn, work)
+def same_marks(now: str, then: str) -> bool:
+    """Whether triggers and columns are those that the copy was made after.
+
+    A new file alone is TRUNCATE or VACUUM FULL, new versions of columns alone are grants or defaults; both together are
+    values that were made anew by ALTER TABLE, which no trigger sees. Another set of columns is never the same.
+    """
+    new, old = json.loads(now), json.loads(then)
+    if new["triggers"] != old["triggers"] or list(new["columns"]) != list(old["columns"]):
+        return False
+    return bool(new["columns"] == old["columns"] or new["file"] == old["file"])
+
+
+def replay_all(work: Work) -> bool:
+    """Bring the copy to a state that the table was in: batches while there are many, then the whole rest at once.
+
+    False when this message has worked long enough before it came to that. Raises GiveUp for a log that does not shrink.
+    """
+    if catch_up(work, below=work.limits.max_replay_rows) is not None:
+        return False
     replay_once(work, whole=True)
+    return True
 
 
 def backlog(work: Work) -> int:
@@ -91,14 +107,14 @@ def tidy(conn: Connection, work: Work) -> None:
     execute(conn, f"VACUUM (TRUNCATE false) {work.place.batch}")
 
 
-def catch_up(work: Work) -> Later | None:
+def catch_up(work: Work, *, below: int | None = None) -> Later | None:
     """Replay until little is left; None: little enough for a swap. Raises GiveUp for a log that does not shrink."""
     limits, request = work.limits, work.request
     since_tidy = 0
     while True:
         work.check()
         left = backlog(work)
-        is_little = left <= limits.swap_below_rows
+        is_little = left <= (limits.swap_below_rows if below is None else below)
         check = timedelta(seconds=limits.check_seconds)
         behind = store.set_backlog(work.conn, request.id, left, is_little=is_little, check=check)
         if is_little:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
-from workers import alerts, database, execution, logs
+from workers import alerts, database, execution, logs, pauses
 from workers.database import Connection
-from workers.errors import NothingToDo, PermanentFailure
+from workers.errors import NothingToDo, Paused, PermanentFailure
 from workers.messages import DeliverAlerts, Message, RepackStep
 from workers.repack import bloat_catalog, machine, places, preflight, preflight_catalog, store, twin_catalog
+from workers.repack.store import Request
 from workers.repack_settings import DatabaseRules, Goal, Limits, TableRules
 from workers.settings import Settings
 
@@ -86,9 +87,9 @@ def message(database_name: str, repack: int, schema: str, table: str) -> RepackS
 
 
 def follow(settings: Settings, database_name: str, repack: int, run: int | None) -> None:
-    """Remember which run people follow."""
+    """Remember which run people follow, and that its message is on its way."""
     with database.connection(settings.target(database_name), purpose="repack request", autocommit=True) as conn:
-        store.set_run(conn, repack, run)
+        store.sent(conn, repack, run)
 
 
 def finish(
@@ -109,36 +110,54 @@ def finish(
 def _finish_one(settings: Settings, first: RepackStep, timeout: timedelta, until_ready: bool) -> list[str]:
     last, since = None, time.monotonic()
     while True:
-        problems = execution.run_here([first], settings, timeout=timeout)
-        if problems:
-            return problems
-        with database.connection(settings.target(first.database), purpose="repack here", autocommit=True) as conn:
-            now = store.read(conn, first.repack)
-        if now is None or now.state in ("done", "aborted"):
-            return [] if now is None or not now.reason else [now.problem or now.reason]
-        if now.state == "failed":
-            return [now.problem or f"{now.name} failed"]
-        if now.is_paused:
-            return [f"{now.name} is paused by {now.paused_by}"]
-        if machine.is_ready(now) and until_ready:
-            return []
+        now, wait = _look(settings, first)
+        if now is not None and now.state == "active" and not now.is_paused and wait <= 0:
+            try:
+                pauses.check(settings.target(), first.room, settings.host)
+            except Paused as reason:
+                return [f"{now.name}: {reason}"]
+            if problems := execution.run_here([first], settings, timeout=timeout):
+                return problems
+            now, wait = _look(settings, first)
+        end = ended(now, until_ready=until_ready)
+        if end is not None:
+            return end
+        assert now is not None
         mark = (now.step, now.rows_copied, now.position, now.verify_position, now.backlog_rows, now.lock_attempts)
         if mark != last:
             last, since = mark, time.monotonic()
-        if now.keep_until is not None and now.step == "drop":
-            log.info("repack.kept", table=now.name, until=now.keep_until.isoformat())
-            return []
+        if wait > timeout.total_seconds():
+            return [f"{now.name} waits until {now.due_at:%Y-%m-%d %H:%M} UTC: {now.problem}; then it goes on"]
         if time.monotonic() - since > timeout.total_seconds():
             return [
                 f"gave up after {timeout.total_seconds():.0f} s: {now.problem or now.name};"
                 " it goes on when you ask again"
             ]
-        if now.is_early:
-            with database.connection(settings.target(first.database), purpose="repack here", autocommit=True) as conn:
-                wait = store.seconds_until_due(conn, first.repack)
-            time.sleep(min(max(wait, 0.0), 1.0))
-        else:
-            time.sleep(0.05)
+        time.sleep(min(max(wait, 0.05), 1.0))
+
+
+def ended(now: Request | None, *, until_ready: bool = True) -> list[str] | None:
+    """The problems of a request with which nothing more is to be done for now, [] if all is well; None: it goes on."""
+    if now is None or now.state in ("done", "aborted"):
+        return [] if now is None or not now.reason else [now.problem or now.reason]
+    if now.state == "failed":
+        return [now.problem or f"{now.name} failed"]
+    if now.is_paused:
+        return [f"{now.name} is paused by {now.paused_by}"]
+    if now.keep_until is not None and now.step == "drop" and now.keep_until > datetime.now(UTC):
+        log.info("repack.kept", table=now.name, until=now.keep_until.isoformat())
+        return []
+    return [] if machine.is_ready(now) and until_ready else None
+
+
+def _look(settings: Settings, first: RepackStep) -> tuple[Request | None, float]:
+    """A request, and how many seconds nothing can be done: it is not due, or somebody else is at it."""
+    with database.connection(settings.target(first.database), purpose="repack here", autocommit=True) as conn:
+        now = store.read(conn, first.repack)
+        if now is None or now.state != "active":
+            return now, 0.0
+        found = store.whose(conn, first.repack)
+        return now, max(store.seconds_until_due(conn, first.repack), 0.1 if found and found[0] else 0.0)
 
 
 def due(settings: Settings, database_name: str, *, resend: bool) -> list[Message]:
@@ -176,14 +195,14 @@ def forget_old(settings: Settings) -> int:
     return gone
 
 
-def named(conn: Connection, text: str) -> tuple[int, str, str]:
-    """(id, schema, table) of the active request of a table, or of that number. Raises NothingToDo if there is none."""
+def named(conn: Connection, text: str) -> list[int]:
+    """The active requests of what a person calls a table, or of that number. Raises NothingToDo if there is none."""
     active = store.active(conn)
     if text.isdecimal():
-        found = [one for one in active if one[0] == int(text)]
+        found = [one[0] for one in active if one[0] == int(text)]
     else:
         wanted = tables(conn, text)
-        found = [one for one in active if (one[1], one[2]) in wanted or f"{one[1]}.{one[2]}" == text]
+        found = [one[0] for one in active if (one[1], one[2]) in wanted or f"{one[1]}.{one[2]}" == text]
     if not found:
         raise NothingToDo(f"{text} is not being rewritten; `headrace repack status` lists what is")
-    return found[0]
+    return found

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from workers.repack.shapes import PARAMETER, Keys, Place, Shape
 
+# A statement of a fraction of a second is not worth compiling, and one processor of the server's is enough for us.
+_MODEST = "SET LOCAL jit = off; SET LOCAL max_parallel_workers_per_gather = 0"
 # Every chunk and batch finds its rows by an index: what the planner believes of a bloated table must not make it read
 # the whole of it for each.
-BY_INDEX = "SET LOCAL enable_seqscan = off"
-BY_KEY = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+BY_INDEX = f"SET LOCAL enable_seqscan = off; {_MODEST}"
+BY_KEY = f"SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; {_MODEST}"
 
 
 def last_of_chunk(shape: Shape, *, after: bool) -> str:
     """The position of the last row of a chunk; no row when fewer are left. Parameters: position, its rows - 1."""
+    # Two levels: beside `id::text`, which is called id as well, ORDER BY id would be the order of the texts.
     return _ready(
-        f"SELECT {_texts(shape.order)} FROM ONLY {shape.source} s{_after(shape.order, after)}"
-        f" ORDER BY {shape.order_text} OFFSET {PARAMETER} LIMIT 1"
+        f"SELECT {_texts(shape.order)} FROM (SELECT {shape.order.listed('s')} FROM ONLY {shape.source} s"
+        f"{_after(shape.order, after)} ORDER BY {shape.order_text} OFFSET {PARAMETER} LIMIT 1) s"
     )
 
 
@@ -87,7 +90,7 @@ def compare(place: Place, shape: Shape, *, after: bool, until: bool) -> str:
     where = " AND ".join(conditions)
 
     def side(table: str, values: str, name: str) -> str:
-        digest = f"pg_catalog.hashtextextended(ROW({values})::text, 0)::numeric"
+        digest = f"pg_catalog.hashtextextended(ROW({values})::text, 0)"  # their sum is numeric: it cannot overflow
         return (
             f"(SELECT pg_catalog.count(*) AS rows, coalesce(pg_catalog.sum({digest}), 0) AS total"
             f" FROM ONLY {table} s WHERE {where}) {name}"

@@ -93,8 +93,9 @@ class Keys:
         return " AND ".join(f"{left}.{name} {equal} {right}.{name}" for name, equal in pairs)
 
     def changed(self) -> str:
-        """Whether a row's key is another one after an UPDATE, for a trigger's WHEN."""
-        return " OR ".join(f"OLD.{name} IS DISTINCT FROM NEW.{name}" for name in self.columns)
+        """Whether a row's key is another one after an UPDATE, for a trigger's WHEN; keys are never null."""
+        pairs = zip(self.columns, self.equals, strict=True)
+        return " OR ".join(f"NOT OLD.{name} {equal} NEW.{name}" for name, equal in pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +148,12 @@ def expressions(
         if name in cleanup_nulls:
             value = f"pg_catalog.{kind}_strip_nulls({value})"
         elif name in remove_keys:
-            keys = ", ".join(_literal(key) for key in remove_keys[name])
+            keys = ", ".join(literal(key) for key in remove_keys[name])
             value = f"{value} - ARRAY[{keys}]::text[]"
         found.append(value)
     return found
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """A string constant that means the same whatever standard_conforming_strings says."""
     return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"

@@ -67,6 +67,7 @@ class Index:
     is_key: bool
     is_unique: bool
     is_built: bool
+    is_begun: bool
     problem: str | None
 
 
@@ -278,6 +279,7 @@ def indexes(conn: Connection, repack: int) -> list[Index]:
     return [
         Index(
             row["number"], row["name"], tuple(row["statements"]), row["is_key"], row["is_unique"], row["is_built"],
+            row["is_begun"],
             row["problem"],
         )
         for row in SQL["indexes"].records(conn, {"id": repack})
@@ -305,9 +307,9 @@ def forget_index(conn: Connection, repack: int, number: int) -> None:
     SQL["forget_index"].run(conn, {"id": repack, "number": number})
 
 
-def listing(conn: Connection, *, since: timedelta, limit: int) -> list[dict[str, Any]]:
-    """Active requests, and those that ended within `since`, newest first."""
-    return SQL["listing"].records(conn, {"since": since, "limit": limit})
+def listing(conn: Connection, *, since: timedelta, limit: int, sizes: bool = True) -> list[dict[str, Any]]:
+    """Active requests, and those that ended within `since`, newest first; sizes wait for who moves such a table."""
+    return SQL["listing"].records(conn, {"since": since, "limit": limit, "sizes": sizes})
 
 
 def active(conn: Connection) -> list[tuple[int, str, str]]:
@@ -377,3 +379,74 @@ def choice_is_due(conn: Connection, plan: str, *, every: timedelta, at_once: int
 def chosen(conn: Connection, plan: str, waiting: int) -> None:
     """How many tables of a plan wait for their turn."""
     SQL["chosen"].run(conn, {"plan": plan, "waiting": waiting})
+
+
+def outcome(conn: Connection, repack: int) -> dict[str, Any] | None:
+    """How a request stands, for the person who asked for it."""
+    found = SQL["outcome"].records(conn, {"id": repack})
+    return found[0] if found else None
+
+
+def go_on(conn: Connection, repack: int) -> bool:
+    """A person asks again; False when it is paused or over."""
+    return SQL["go_on"].run(conn, {"id": repack}) == 1
+
+
+def sent(conn: Connection, repack: int, run: int | None) -> None:
+    """This run follows it, and its message is on its way."""
+    SQL["sent"].run(conn, {"id": repack, "run": run})
+
+
+def whose(conn: Connection, repack: int) -> tuple[bool, bool, datetime] | None:
+    """(whether a step is being done, whether a process does it to its end, its last mark)."""
+    found = SQL["whose"].row(conn, {"id": repack})
+    return (found[0], found[1], found[2]) if found else None
+
+
+def try_lock_here(conn: Connection, repack: int) -> bool:
+    """Be the only process that does it to its end, until this session ends."""
+    return bool(SQL["try_lock_here"].value(conn, {"id": repack}))
+
+
+def cancel_steps(conn: Connection, repack: int) -> list[int]:
+    """Cancel the statements of those who work on it; their pids."""
+    return [row[0] for row in SQL["cancel_steps"].rows(conn, {"id": repack})]
+
+
+def next_id(conn: Connection) -> int:
+    """The id that the next request gets, if nobody else asks before."""
+    return int(SQL["next_id"].value(conn))
+
+
+def left_triggers(conn: Connection, schema: str) -> list[str]:
+    """The statements that drop triggers whose functions are in a schema of ours."""
+    return [row[0] for row in SQL["left_triggers"].rows(conn, {"schema": schema})]
+
+
+def functions_in(conn: Connection, schema: str) -> list[str]:
+    """The functions in a schema of ours."""
+    return [row[0] for row in SQL["functions_in"].rows(conn, {"schema": schema})]
+
+
+def room_tables(conn: Connection) -> list[str]:
+    """The room's own tables."""
+    return [row[0] for row in SQL["room_tables"].rows(conn)]
+
+
+def forget_migrations(conn: Connection, names: Sequence[str]) -> None:
+    """Have the room's tables made anew when they are needed next."""
+    SQL["forget_migrations"].run(conn, {"names": list(names)})
+
+
+def quoted_constraint(conn: Connection, constraint: dict[str, Any]) -> tuple[str, str]:
+    """(table, name) of a constraint that `twin_catalog.to_validate` gave, as they are written in a statement."""
+    row = SQL["quoted_constraint"].row(conn, {
+        "schema": constraint["schema_name"], "table": constraint["table_name"], "name": constraint["constraint_name"],
+    })  # fmt: skip
+    assert row is not None
+    return row[0], row[1]
+
+
+def failed_of_plan(conn: Connection, plan: str, within: timedelta) -> set[tuple[str, str]]:
+    """(schema, table) of a plan's requests that failed within this time."""
+    return {(row[0], row[1]) for row in SQL["failed_of_plan"].rows(conn, {"plan": plan, "within": within})}

@@ -20,6 +20,10 @@ SQL = queries("repack_twin")
 PARTNER_LOCK_SECONDS = 0.1
 
 
+class Gone(PermanentFailure):
+    """The table is no more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """A table as statements name it. `has_inherited_columns`: the copy needs stand-in parents to be like it."""
@@ -41,10 +45,10 @@ class Facts:
 
 
 def facts(conn: Connection, oid: int) -> Facts:
-    """A table by its oid. Raises PermanentFailure when it is gone."""
+    """A table by its oid. Raises Gone."""
     found = SQL["facts"].records(conn, {"oid": oid})
     if not found:
-        raise PermanentFailure(f"the table with oid {oid} is gone; somebody dropped it")
+        raise Gone(f"the table with oid {oid} is gone; somebody dropped it")
     return Facts(oid=oid, **found[0])
 
 
@@ -82,11 +86,17 @@ def creation(
     }  # fmt: skip
     found = [
         Statement(f"CREATE SCHEMA {place.new_schema}", "none", "a place for the copy, under the table's own name"),
+        *revokes(conn, place.new_schema),
         Statement("SET LOCAL default_tablespace = ''", "none", "tablespaces are said, not guessed"),
     ]
     if table.has_inherited_columns:
         found += _statements(conn, "twin_parents", names)
     return found + _statements(conn, "twin_create", names) + _statements(conn, "twin_dress", names)
+
+
+def revokes(conn: Connection, schema: str) -> list[Statement]:
+    """What keeps others out of a schema just made, whatever rights they have by default."""
+    return _statements(conn, "revokes", {"schema": schema})
 
 
 def indexes(conn: Connection, table: Facts, place: Place, *, key: str, tablespace: str | None) -> list[dict[str, Any]]:
@@ -103,11 +113,20 @@ def indexes(conn: Connection, table: Facts, place: Place, *, key: str, tablespac
     return found
 
 
-def locks(conn: Connection, table: Facts, *, lock_seconds: float) -> list[Statement]:
+def give_way(conn: Connection, names: Sequence[str], *, lock_seconds: float) -> list[Statement]:
+    """What makes autovacuum leave these tables before a stronger lock is asked for; hinders no reader or writer."""
+    facts = {"names": list(names), "lock_milliseconds": max(1, int(lock_seconds * 1000))}
+    return _statements(conn, "give_way", facts)
+
+
+def locks(conn: Connection, table: Facts, place: Place, *, lock_seconds: float) -> list[Statement]:
     """Whom the swap locks, in the order in which others lock; those after the table itself for a moment at most."""
-    milliseconds = int(min(lock_seconds, PARTNER_LOCK_SECONDS) * 1000)
+    milliseconds = max(1, int(min(lock_seconds, PARTNER_LOCK_SECONDS) * 1000))
     names = {"oid": table.oid, "src": table.qualified, "partner_milliseconds": milliseconds}
-    return _statements(conn, "swap_locks", names)
+    return [
+        *give_way(conn, [table.qualified, place.new], lock_seconds=lock_seconds),
+        *_statements(conn, "swap_locks", names),
+    ]
 
 
 def swap(conn: Connection, table: Facts, place: Place) -> list[Statement]:

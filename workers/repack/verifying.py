@@ -11,7 +11,7 @@ import time
 from workers import database, logs
 from workers.repack import change_log, rows, store, twin_catalog
 from workers.repack.statements import run
-from workers.repack.work import Later, Work, execute, row, transaction
+from workers.repack.work import Later, Work, execute, hold, row, transaction
 
 log = logs.get(__name__)
 
@@ -25,7 +25,7 @@ class Different(Exception):
 
 def verify(work: Work) -> Later | None:
     """Validate, compare, take the log away; None: done. Raises Different, Busy."""
-    _validate(work)
+    validate(work)
     if work.limits.verify:
         later = _compare(work)
         if later is not None:
@@ -47,12 +47,13 @@ def stop_logging(work: Work) -> None:
 
 def drop_schema(work: Work, schema: str) -> None:
     """Drop a schema of this request with its tables, in the caller's transaction; nothing else goes with them."""
-    for table in store.relations_in(work.conn, schema):
-        execute(work.conn, f"DROP TABLE {table}")
+    if tables := store.relations_in(work.conn, schema):
+        execute(work.conn, f"DROP TABLE {', '.join(tables)}")
     execute(work.conn, f"DROP SCHEMA IF EXISTS {schema}")
 
 
-def _validate(work: Work) -> None:
+def validate(work: Work) -> None:
+    """Make foreign keys valid again that were so before the swap; one that cannot be is written down. Raises Busy."""
     conn = work.conn
     for one in store.not_validated(conn, work.request.id):
         work.check()
@@ -78,6 +79,7 @@ def _compare(work: Work) -> Later | None:
         work.check()
         began = time.monotonic()
         with transaction(conn, lock_seconds=10, repeatable=True):
+            hold(work, work.request.new_oid or 0)
             execute(conn, f"SET LOCAL search_path = {shape.search_path}")
             execute(conn, rows.BY_INDEX)
             found = row(conn, f"SELECT FROM {place.truncation} LIMIT 1")

@@ -45,6 +45,10 @@ class GiveUp(PermanentFailure):
 class Busy(Exception):
     """Others hold locks that are needed: everything was rolled back; try again after a pause."""
 
+    def __init__(self, message: str, sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
 
 class Stopped(Exception):
     """A person stopped the request, or wants it gone; what is committed stays, and this message ends."""
@@ -121,7 +125,13 @@ class Work:
 def settings_of(conn: Connection) -> None:
     """What every session of ours has: no row hidden, no index or table in a tablespace that nobody named."""
     with conn.cursor() as cursor:
-        cursor.execute("SET row_security = off; SET default_tablespace = ''; SET synchronize_seqscans = off")
+        cursor.execute(
+            "SELECT set_config(name, '0', false) FROM pg_settings"
+            " WHERE name IN ('transaction_timeout', 'idle_session_timeout')"
+        )
+        cursor.execute(
+            "SET row_security = off; SET default_tablespace = ''; SET synchronize_seqscans = off; SET jit = off"
+        )
 
 
 @contextmanager
@@ -140,7 +150,7 @@ def transaction(conn: Connection, *, lock_seconds: float, repeatable: bool = Fal
             execute(conn, "ROLLBACK")
         code = database.sqlstate(error) if isinstance(error, database.DatabaseError) else None
         if code in _BUSY and not conn.closed:
-            raise Busy(f"{_BUSY[code]} ({database.first_line(error)})") from error
+            raise Busy(f"{_BUSY[code]} ({database.first_line(error)})", code) from error
         raise
 
 
@@ -149,6 +159,18 @@ def execute(conn: Connection, text: str, parameters: list[object] | None = None)
     with conn.cursor() as cursor:
         cursor.execute(text, parameters)
         return cursor.rowcount
+
+
+def hold(work: Work, oid: int) -> None:
+    """Keep the table from being truncated, rewritten or renamed until the end of this transaction.
+
+    The first thing in it: to a snapshot that is older than TRUNCATE or some forms of ALTER TABLE, the table is empty.
+    Raises GiveUp when another table has its name.
+    """
+    execute(work.conn, f"LOCK TABLE ONLY {work.shape.source} IN ACCESS SHARE MODE")
+    found = twin_catalog.facts(work.conn, oid)
+    if found.qualified != work.shape.source:
+        raise GiveUp("schema_changed", f"{work.request.name} is called {found.qualified} now; ask for that one")
 
 
 def row(conn: Connection, text: str, parameters: list[object] | None = None) -> tuple[object, ...] | None:
