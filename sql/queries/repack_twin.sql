@@ -27,6 +27,20 @@ SELECT quote_ident(a.attname) AS quoted, a.attname AS name, format_type(a.atttyp
  WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
  ORDER BY a.attnum
 
+-- name: places
+-- Where columns stand among all those of a table, from 1.
+SELECT array_agg(n.place ORDER BY array_position(%(columns)s::text[], n.quoted))
+  FROM (SELECT quote_ident(a.attname) AS quoted, row_number() OVER (ORDER BY a.attnum)::integer AS place
+          FROM pg_attribute a WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped) n
+ WHERE n.quoted = ANY (%(columns)s::text[])
+
+-- name: role_for_rows
+-- The owner, quoted, if it is somebody else whom row-level security does not hinder; else null.
+SELECT quote_ident(r.rolname)
+  FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
+ WHERE c.oid = %(oid)s AND r.rolname <> current_user
+   AND (NOT (c.relrowsecurity AND c.relforcerowsecurity) OR r.rolbypassrls OR r.rolsuper)
+
 -- name: type_schemas
 -- The schemas of a table's column types, for a search path.
 SELECT coalesce(string_agg(DISTINCT quote_ident(n.nspname) || ', ', ''), '')

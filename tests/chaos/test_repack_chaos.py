@@ -218,6 +218,20 @@ class Storm:
         """pg_terminate_backend; returns when it is gone."""
         self.site.ask("SELECT pg_terminate_backend(%s, 10000)", backend)
 
+    def die_in_the_swap(self, backend: int) -> None:
+        """With the lock held first the session dies, then a worker; nothing is half-way, and the server frees it."""
+        oid = self.row("table_oid")[0]
+        self.end_session(backend)
+        backend = self.standing("swap")
+        killed = time.monotonic()
+        self.kill_who_has(backend, whole=True)
+        gone = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
+        self.site.until(lambda: self.site.ask(gone, backend) == [], "the server notices by itself")
+        assert time.monotonic() - killed < 10
+        assert self.row("step", "swapped_at") == ("swap", None)
+        named = "SELECT relnamespace::regnamespace::text, relname FROM pg_class WHERE oid = %s"
+        assert self.site.ask(named, oid) == [("app", "t")]
+
     @contextmanager
     def writing(self, *, may_fail: bool = False) -> Iterator[Writer]:
         """Somebody writes meanwhile, and meets no error."""
@@ -283,6 +297,9 @@ def test_a_worker_killed_in_every_step_is_followed_by_another(storm: Storm, when
                 now = storm.row("rows_copied")[0]
                 assert now >= copied
                 copied = now
+                if gate == "swap" and when == "before its commit":
+                    storm.die_in_the_swap(backend)
+                    continue
                 storm.kill_who_has(backend, whole=gate == "copy")
                 if when == "before its commit":
                     # Within five seconds the server would notice by itself (client_connection_check_interval).
@@ -290,28 +307,6 @@ def test_a_worker_killed_in_every_step_is_followed_by_another(storm: Storm, when
         storm.until_done()
     storm.check(writer)
     assert storm.row("chunks >= 3", "replay_rounds > 1", "rows_verified > 0") == (True, True, True)
-
-
-def test_a_swap_whose_session_or_worker_dies_is_as_if_it_had_never_begun(storm: Storm) -> None:
-    """pg_terminate_backend, then kill -9, with the lock held: freed by the server within seconds, nothing half-way."""
-    storm.begin()
-    storm.worker()
-    storm.worker(wait=False)
-    storm.beat()
-    with storm.writing() as writer, storm.closed("swap"):
-        oid = storm.row("table_oid")[0]
-        storm.end_session(storm.standing("swap"))
-        backend = storm.standing("swap")
-        killed = time.monotonic()
-        storm.kill_who_has(backend, whole=True)
-        gone = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
-        storm.site.until(lambda: storm.site.ask(gone, backend) == [], "the server notices")
-        assert time.monotonic() - killed < 10
-        assert storm.row("step", "swapped_at") == ("swap", None)
-        named = "SELECT relnamespace::regnamespace::text, relname FROM pg_class WHERE oid = %s"
-        assert storm.site.ask(named, oid) == [("app", "t")]
-    storm.until_done()
-    storm.check(writer)
 
 
 def test_a_server_that_crashes_in_every_step_loses_nothing(make_storm: MakeStorm, tmp_path: Path) -> None:

@@ -26,10 +26,21 @@ def creation(place: Place, shape: Shape) -> list[Statement]:
             f"GRANT ALL ON {place.log}, {place.truncation}, {place.batch} TO CURRENT_USER", "none",
             "whatever ALTER DEFAULT PRIVILEGES took away: everybody's writes would fail",
         ),
-        _function(place, "old_key", place.log, f"VALUES ({shape.key.listed('OLD')})", "of the row as it was"),
-        _function(place, "new_key", place.log, f"VALUES ({shape.key.listed('NEW')})", "of the row as it is"),
+        _function(place, "old_key", place.log, _key_of("OLD", shape), "of the row as it was"),
+        _function(place, "new_key", place.log, _key_of("NEW", shape), "of the row as it is"),
         _function(place, "truncated", place.truncation, "DEFAULT VALUES", "that all rows went"),
     ]  # fmt: skip
+
+
+def grants(place: Place, shape: Shape) -> list[Statement]:
+    """What the owner needs, with whose rights the rows of a batch are copied."""
+    if not shape.role:
+        return []
+    why = "rows are copied with the owner's rights"
+    return [
+        Statement(f"GRANT USAGE ON SCHEMA {place.log_schema} TO {shape.role}", "none", why),
+        Statement(f"GRANT SELECT ON {place.batch} TO {shape.role}", "none", why),
+    ]
 
 
 def triggers(place: Place, shape: Shape, table: str) -> list[Statement]:
@@ -87,6 +98,19 @@ def drop(place: Place) -> list[Statement]:
         Statement(f"DROP FUNCTION IF EXISTS {functions}", "none", "its triggers are gone"),
         Statement(f"DROP SCHEMA IF EXISTS {place.log_schema}", "none", "nothing is left in it"),
     ]
+
+
+def _key_of(row: str, shape: Shape) -> str:
+    """The key of a trigger's row.
+
+    By its columns' places where it stands first, as it mostly does: by name, everybody's writes would fail from the
+    moment that somebody renames one of them until the request is given up.
+    """
+    if not shape.key_places:
+        return f"VALUES ({shape.key.listed(row)})"
+    names = ", ".join(f"c{place}" for place in range(1, len(shape.key_places) + 1))
+    wanted = ", ".join(f"r.c{place}" for place in shape.key_places)
+    return f"SELECT {wanted} FROM (SELECT {row}.*) AS r ({names})"
 
 
 def _function(place: Place, name: str, table: str, values: str, why: str) -> Statement:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from workers import logs
 from workers.repack import disk, pacing_catalog, rows, store
-from workers.repack.work import GiveUp, Later, Work, execute, hold, row, transaction
+from workers.repack.work import GiveUp, Later, Work, as_owner, execute, hold, row, transaction
 
 log = logs.get(__name__)
 
@@ -54,8 +54,8 @@ def watch_disk(work: Work) -> None:
 def _chunk(work: Work, position: list[str] | None, size: int) -> tuple[list[str] | None, int]:
     """Copy one chunk; (its last position, rows). The position is None when it was the last one."""
     conn, shape, place = work.conn, work.shape, work.place
-    with transaction(conn, lock_seconds=max(work.limits.lock_timeout_seconds, 10)):
-        hold(work, work.oid)
+    with transaction(conn, lock_seconds=max(work.limits.lock_timeout_seconds, 10), durable=False):
+        hold(work, shape.source, work.oid)
         execute(conn, f"SET LOCAL search_path = {shape.search_path}")
         last: list[str] | None = None
         before = list(position or [])
@@ -64,7 +64,8 @@ def _chunk(work: Work, position: list[str] | None, size: int) -> tuple[list[str]
             found = row(conn, rows.last_of_chunk(shape, after=bool(position)), [*before, size - 1])
             last = [str(value) for value in found] if found else None
         text = rows.copy_chunk(place, shape, after=bool(position), until=last is not None)
-        copied = execute(conn, text, [*before, *(last or [])])
+        with as_owner(conn, shape):
+            copied = execute(conn, text, [*before, *(last or [])])
         # Together with the rows: a chunk that is in the copy is never copied again, one that is not always is.
         store.copied(conn, work.request.id, position=last, rows=copied, chunk_rows=size)
         if last is None:

@@ -93,6 +93,7 @@ def _sections(work: Work) -> list[Section]:
     indexes = twin_catalog.indexes(conn, table, place, key=shape.key_index, tablespace=tablespace)
     triggers = change_log.triggers(place, shape, table.qualified)
     swap = swapping.plan(work, table, shape)
+    way = twin_catalog.give_way(conn, [table.qualified], lock_seconds=limits.lock_timeout_seconds)
     short, long = limits.lock_timeout_seconds, max(limits.lock_timeout_seconds, 10)
     sections = []
     if limits.rehearse:
@@ -102,7 +103,7 @@ def _sections(work: Work) -> list[Section]:
         ]  # fmt: skip
         sections.append(Section("rehearsal", rehearsal))
     sections += [
-        Section("prepare", [*_begin(short), *creation, *triggers, _COMMIT]),
+        Section("prepare", [*_begin(short), *way, *creation, *triggers, _COMMIT]),
         Section("copy", _copy(place, shape, long)),
         Section("index", _index(work, place, shape, indexes, long)),
         Section("replay", [*_replay(place, shape, long, whole=False), *_tidy(place)]),

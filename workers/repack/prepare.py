@@ -90,6 +90,7 @@ def creation(work: Work, table: Facts, shape: Shape) -> list[Statement]:
         *twin_catalog.creation(work.conn, table, work.place, fillfactor=fillfactor, tablespace=work.rules.tablespace),
         *change_log.creation(work.place, shape),
         *twin_catalog.revokes(work.conn, work.place.log_schema),
+        *change_log.grants(work.place, shape),
     ]
 
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from workers import database, logs
 from workers.database import Connection
 from workers.repack import rows, store, twin_catalog
-from workers.repack.work import GiveUp, Later, Work, execute, hold, row, transaction
+from workers.repack.work import GiveUp, Later, Work, as_owner, execute, hold, row, transaction
 
 log = logs.get(__name__)
 
@@ -29,8 +29,9 @@ def replay_once(work: Work, *, whole: bool = False) -> int:
     """
     conn = work.conn
     try:
-        with transaction(conn, lock_seconds=max(work.limits.lock_timeout_seconds, 10), repeatable=True):
-            hold(work, work.oid)
+        patience = max(work.limits.lock_timeout_seconds, 10)
+        with transaction(conn, lock_seconds=patience, repeatable=True, durable=False):
+            hold(work, work.shape.source, work.oid)
             check_triggers(work)
             taken = apply(work, whole=whole)
             store.replayed(conn, work.request.id, taken)
@@ -56,7 +57,8 @@ def apply(work: Work, *, whole: bool) -> int:
     if count:
         execute(conn, rows.BY_KEY)
         execute(conn, rows.delete_batch(place, shape), [])
-        execute(conn, rows.insert_batch(place, shape), [])
+        with as_owner(conn, shape):
+            execute(conn, rows.insert_batch(place, shape), [])
         execute(conn, rows.empty_batch(place), [])
     return count
 

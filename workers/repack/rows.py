@@ -32,7 +32,8 @@ def copy_chunk(place: Place, shape: Shape, *, after: bool, until: bool) -> str:
     if until:
         conditions.append(f"{shape.order.row('s')} <= {shape.order.values()}")
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    return _ready(f"{_insert(place, shape)} FROM ONLY {shape.source} s{where} ORDER BY {shape.order_text}")
+    order = f" ORDER BY {shape.order_text}" if shape.is_sorted else ""
+    return _ready(f"{_insert(place, shape)} FROM ONLY {shape.source} s{where}{order}")
 
 
 def take_batch(place: Place, shape: Shape, *, whole: bool) -> str:

@@ -103,6 +103,11 @@ class Shape:
     """What is copied. `expressions` are over the source's row `s`; `order` is the key unless another order is wanted.
 
     `in_chunks`: an index serves the order and its columns are never null, so that the copy can go on where it was.
+    `search_path` has the schemas of the columns' types: positions are compared by those types' own operators.
+    `key_places`: where the key's columns stand among all, from 1, if no others stand before or between them; else ().
+    `role`: whose rights the rows are copied with, if the table is somebody else's: its checks and generated columns may
+    call functions of the owner, which must not have more rights than the owner.
+    `is_sorted`: an order was asked for; else the rows of a chunk come as they are found, which is a fifth less work.
     """
 
     source: str
@@ -114,6 +119,9 @@ class Shape:
     order_text: str
     in_chunks: bool
     search_path: str
+    key_places: tuple[int, ...] = ()
+    role: str = ""
+    is_sorted: bool = True
 
     @property
     def is_key_order(self) -> bool:
@@ -132,7 +140,7 @@ class Shape:
             for name in ("key", "order")
         }
         lists = {name: tuple(found[name]) for name in ("columns", "expressions")}
-        return cls(**{**found, **keys, **lists})
+        return cls(**{**found, **keys, **lists, "key_places": tuple(found["key_places"])})
 
 
 def expressions(

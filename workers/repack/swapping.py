@@ -24,6 +24,9 @@ from workers.repack.work import Busy, GiveUp, Work, execute, resolving, transact
 log = logs.get(__name__)
 
 
+_TOO_LONG = "57014"  # PostgreSQL's own code for statement_timeout
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A swap, complete: whom to lock, what to do then, and how the table looks before and after it."""
@@ -90,14 +93,16 @@ def rehearse(
                     execute(conn, statement)
             with resolving(work):
                 run(conn, planned.locks)
+            began = time.monotonic()
             execute(conn, _budget(work))
             run(conn, change_log.triggers(work.place, shape, table.qualified))
             run(conn, planned.moves)
             check(work, planned)
+            _within(began, work.limits.hold_seconds)
             raise _RolledBack
     except Busy as reason:
         # No lock, but work that the swap would do under it, such as reading a default partition: not the once.
-        if reason.sqlstate == "57014" and work.request.lock_attempts >= 2:
+        if reason.sqlstate == _TOO_LONG and work.request.lock_attempts >= 2:
             raise GiveUp(
                 "refused", f"{work.request.name}: its swap takes longer than hold_seconds though nothing is copied yet"
             ) from reason
@@ -143,6 +148,7 @@ def swap(work: Work) -> None:
     drift = hard(fingerprint_catalog.differences(request.fingerprint, planned.before))
     if drift:
         raise GiveUp("schema_changed", f"{request.name} was changed since its copy was made: {'; '.join(drift[:5])}")
+    replaying.replay_once(work)  # what the plan's making left: so much less is replayed while everybody waits
     oids = [table.oid]
     size = store.relation_bytes(conn, request.new_oid or 0)
     try:
@@ -197,4 +203,4 @@ def _budget(work: Work) -> str:
 
 def _within(began: float, budget: float) -> None:
     if time.monotonic() - began > budget:
-        raise Busy(f"it took longer than hold_seconds ({budget:g} s)")
+        raise Busy(f"it took longer than hold_seconds ({budget:g} s)", _TOO_LONG)

@@ -70,9 +70,12 @@ def shape(conn: Connection, table: Facts, key_index: str, key: Keys, rules: Tabl
         order, order_text, in_chunks = _ordered(found[0], key)
     path = SQL["type_schemas"].value(conn, {"oid": table.oid})
     read = expressions(columns, cleanup_nulls=rules.cleanup_nulls, remove_keys=dict(rules.remove_keys))
+    places = tuple(SQL["places"].value(conn, {"oid": table.oid, "columns": list(key.columns)}))
+    role = SQL["role_for_rows"].value(conn, {"oid": table.oid})
     return Shape(
         table.qualified, key, key_index, tuple(column[0] for column in columns), tuple(read), order, order_text,
-        in_chunks, f"pg_catalog, {path}pg_temp",
+        in_chunks, f"pg_catalog, {path}pg_temp", places if sorted(places) == list(range(1, len(places) + 1)) else (),
+        role or "", bool(rules.cluster or rules.order_by),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ whose keys are in it are left out on both sides, in the same snapshot.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from workers import database, logs
 from workers.repack import change_log, rows, store, twin_catalog
@@ -73,13 +74,15 @@ def validate(work: Work) -> None:
 
 
 def _compare(work: Work) -> Later | None:
-    conn, shape, place = work.conn, work.shape, work.place
+    conn, place = work.conn, work.place
+    # By the name that the new table has now: somebody may have renamed it since.
+    shape = replace(work.shape, source=twin_catalog.facts(conn, work.request.new_oid or 0).qualified)
     position, size = work.request.verify_position, FIRST_RANGE_ROWS
     while True:
         work.check()
         began = time.monotonic()
-        with transaction(conn, lock_seconds=10, repeatable=True):
-            hold(work, work.request.new_oid or 0)
+        with transaction(conn, lock_seconds=10, repeatable=True, durable=False):
+            hold(work, shape.source, work.request.new_oid or 0)
             execute(conn, f"SET LOCAL search_path = {shape.search_path}")
             execute(conn, rows.BY_INDEX)
             found = row(conn, f"SELECT FROM {place.truncation} LIMIT 1")

@@ -135,14 +135,19 @@ def settings_of(conn: Connection) -> None:
 
 
 @contextmanager
-def transaction(conn: Connection, *, lock_seconds: float, repeatable: bool = False) -> Iterator[None]:
+def transaction(
+    conn: Connection, *, lock_seconds: float, repeatable: bool = False, durable: bool = True
+) -> Iterator[None]:
     """One transaction: committed at the end of the block, else rolled back.
 
-    Raises Busy when locks were not to be had in `lock_seconds`.
+    Not `durable`: its COMMIT does not wait for the disk. A server that crashes may forget it, with its mark: then it is
+    done again. Raises Busy when locks were not to be had in `lock_seconds`.
     """
     level = "REPEATABLE READ" if repeatable else "READ COMMITTED"
     execute(conn, f"BEGIN ISOLATION LEVEL {level} READ WRITE; SET LOCAL lock_timeout = {int(lock_seconds * 1000)}")
     try:
+        if not durable:
+            execute(conn, "SET LOCAL synchronous_commit = off")
         yield
         execute(conn, "COMMIT")
     except BaseException as error:
@@ -161,16 +166,27 @@ def execute(conn: Connection, text: str, parameters: list[object] | None = None)
         return cursor.rowcount
 
 
-def hold(work: Work, oid: int) -> None:
+def hold(work: Work, source: str, oid: int) -> None:
     """Keep the table from being truncated, rewritten or renamed until the end of this transaction.
 
     The first thing in it: to a snapshot that is older than TRUNCATE or some forms of ALTER TABLE, the table is empty.
     Raises GiveUp when another table has its name.
     """
-    execute(work.conn, f"LOCK TABLE ONLY {work.shape.source} IN ACCESS SHARE MODE")
+    execute(work.conn, f"LOCK TABLE ONLY {source} IN ACCESS SHARE MODE")
     found = twin_catalog.facts(work.conn, oid)
-    if found.qualified != work.shape.source:
+    if found.qualified != source:
         raise GiveUp("schema_changed", f"{work.request.name} is called {found.qualified} now; ask for that one")
+
+
+@contextmanager
+def as_owner(conn: Connection, shape: Shape) -> Iterator[None]:
+    """Within a transaction, with the rights of the table's owner if it is somebody else."""
+    if not shape.role:
+        yield
+        return
+    execute(conn, f"SET LOCAL ROLE {shape.role}")
+    yield
+    execute(conn, "RESET ROLE")  # not after an error: the transaction is over then, and its role with it
 
 
 def row(conn: Connection, text: str, parameters: list[object] | None = None) -> tuple[object, ...] | None:

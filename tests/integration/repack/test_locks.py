@@ -13,7 +13,7 @@ import psycopg2
 import pytest
 
 from tests.conftest import Servers
-from tests.integration.repack.test_states import LEFT, Walk, until
+from tests.integration.repack.test_states import IMPATIENT, LEFT, Walk, until
 from workers import database
 from workers.errors import PermanentFailure
 from workers.repack import store
@@ -35,7 +35,9 @@ SMALL = """
 def walk(conf: Settings, sql: Ask) -> Walk:
     """A small table, and a request that is not asked for yet."""
     sql(SMALL)
-    return Walk(conf, sql, {"lock_timeout_seconds": LOCK_SECONDS, "slice_seconds": 10})
+    return Walk(
+        conf.model_copy(update={"repack": IMPATIENT}), sql, {"lock_timeout_seconds": LOCK_SECONDS, "slice_seconds": 10}
+    )
 
 
 @contextmanager
@@ -107,7 +109,7 @@ def test_a_reader_delays_the_swap_and_nobody_else(walk: Walk, dsn: str) -> None:
             assert cursor.fetchone() == (True,)
         reader.rollback()
         walk.until("swapped_at IS NOT NULL", (True,))
-    assert walk.row("state", "lock_attempts >= 4") == ("done", True)
+    assert walk.row("state") == ("done",)
     assert f"pid {pid} (headrace, idle in transaction" in problem
     assert max(busy.seconds) <= LOCK_SECONDS + NOISE_SECONDS
     assert walk.sql("SELECT 'app.t'::regclass::oid") != [(oid,)]
@@ -170,7 +172,7 @@ def test_what_cannot_be_locked_now_is_taken_away_later(walk: Walk, dsn: str, ste
     with held(dsn, f"SELECT FROM {table} LIMIT 1") as reader, walk.at_work():
         if step != "prepare":
             walk.store(store.abandon, None, None)
-            walk.until("lock_attempts > 1", (True,))
+            walk.until("lock_attempts > 1", (True,), 5)
             assert walk.row("state", "goal") == ("active", "abort")
         else:
             walk.until("lock_attempts > 0 OR step <> 'prepare'", (True,))

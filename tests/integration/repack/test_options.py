@@ -12,6 +12,7 @@ import psycopg2
 import pytest
 
 from tests.conftest import Servers
+from workers import execution
 from workers.errors import PermanentFailure
 from workers.repack import requests
 from workers.repack.requests import Wish
@@ -130,6 +131,19 @@ def test_rows_lie_in_the_order_that_was_asked_for(
     assert app("SELECT day FROM app.t ORDER BY ctid") == app("SELECT day FROM app.t ORDER BY day")
     chunks = app("SELECT chunks FROM headrace.repack")[0][0]
     assert (chunks == 1) is (how == "unserved")
+
+
+def test_chunks_are_of_the_rows_that_follow_each_other(
+    app: Ask, conf: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a chunk is found in the order of the key's type, not in that of its text: 20 comes after 3."""
+    monkeypatch.setattr("workers.repack.copying.FIRST_CHUNK_ROWS", 20)
+    number = requests.request(conf, "control", "app", "t", Wish(limits=Limits(slice_seconds=0.001)))
+    message = requests.message("control", number, "app", "t")
+    execution.load_rooms()
+    execution.execute(message, conf)
+    execution.execute(message, conf)
+    assert app("SELECT step, position, rows_copied FROM headrace.repack") == [("copy", ["20"], 20)]
 
 
 def test_a_dropped_columns_room_is_given_back(app: Ask, conf: Settings) -> None:

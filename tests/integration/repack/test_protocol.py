@@ -455,7 +455,6 @@ def test_a_key_of_an_extensions_type(conf: Settings, sql: Ask, admin: Ask) -> No
     assert sql("SELECT id::text, v FROM app.t ORDER BY 1") == [("a.c", "y"), ("a.d", "x")]
 
 
-@pytest.mark.xfail(strict=True, reason="log functions name the key's columns")
 def test_a_renamed_key_column_does_not_stop_the_application(conf: Settings, sql: Ask) -> None:
     """DDL that the log cannot follow ends the request, not everybody's INSERTs."""
     sql(TABLE)
@@ -491,7 +490,6 @@ def test_a_hold_is_within_its_budget_whatever_it_is_made_of(conf: Settings, sql:
     assert longest[0] < 1.5
 
 
-@pytest.mark.xfail(strict=True, reason="a rehearsal beyond its budget counts as a held lock")
 def test_a_swap_that_is_too_long_even_for_an_empty_copy_is_refused(conf: Settings, sql: Ask) -> None:
     """A default partition that ATTACH would read is found in the first rehearsal, not after a hundred of them."""
     sql("""CREATE SCHEMA app; CREATE TABLE app.whole (id integer PRIMARY KEY) PARTITION BY RANGE (id);
@@ -538,7 +536,6 @@ def test_a_step_that_came_through_is_no_failed_attempt(conf: Settings, sql: Ask)
 # Whose rights
 
 
-@pytest.mark.xfail(strict=True, reason="rows are inserted as the login")
 def test_an_owners_functions_run_with_the_owners_rights(conf: Settings, sql: Ask, admin: Ask) -> None:
     """What a table's owner put into a check is no way to the rights of the login that rewrites it."""
     owner(admin)
