@@ -17,7 +17,6 @@ from workers.repack import (
     machine,
     pacing,
     places,
-    preflight,
     preflight_catalog,
     requests,
     store,
@@ -69,8 +68,8 @@ def check(settings: Settings, database_name: str, schema: str, table: str, wish:
         if store.is_set_up(conn) and store.active_of(conn, schema, table) is not None:
             return []  # it was checked when it began
         found = preflight_catalog.facts(conn, schema, table)
-    reasons = preflight.refusals(found, rules)
-    by_nature = preflight.refusals(found, TableRules())
+        reasons = requests.refusals(conn, found, rules, wish.engine)
+        by_nature = requests.refusals(conn, found, TableRules(), wish.engine)
     if wrong := [reason for reason in reasons if reason not in by_nature]:
         raise SettingsError(wrong)
     return reasons

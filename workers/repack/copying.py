@@ -26,16 +26,11 @@ def copy(work: Work) -> Later | None:
         if time.monotonic() > looked + _DISK_LOOK_SECONDS:
             looked = time.monotonic()
             watch_disk(work)
-        began = time.monotonic()
-        position, copied = _chunk(work, position, size)
-        seconds = time.monotonic() - began
+        position, copied, size, seconds = _chunk(work, position, size)
         work.run.count(rows=copied)
         if position is None:
             log.info("repack.copied", table=request.name, order=shape.order_text)
             return None
-        # Towards chunks of the wanted length, in steps that one slow chunk cannot turn upside down.
-        factor = min(2.0, max(0.5, work.limits.chunk_seconds / max(seconds, 0.001)))
-        size = max(1, min(MOST_CHUNK_ROWS, int(size * factor)))
         hold = work.pace.hold(datetime.now(UTC), last_chunk_seconds=seconds)
         if hold is not None and hold.seconds > work.limits.chunk_seconds * 2:
             return Later(hold.seconds, hold.reason)
@@ -46,14 +41,18 @@ def copy(work: Work) -> Later | None:
 
 
 def watch_disk(work: Work) -> None:
-    """Raises GiveUp when the disk, or the budget of it, is about to be used up."""
+    """Raises GiveUp when the disk, or the budget of it, is about to be used up, or the log is longer than it may be."""
+    size, most = store.log_bytes(work.conn, work.request.id), work.limits.max_log_bytes
+    if most is not None and size > most:
+        raise GiveUp("cannot_catch_up", f"{work.request.name}: its log has {size:,} bytes, over max_log_bytes")
     if problem := disk.problem(work.disk_rules, 0, pacing_catalog.used_bytes(work.conn)):
         raise GiveUp("disk", f"{work.request.name}: {problem}")
 
 
-def _chunk(work: Work, position: list[str] | None, size: int) -> tuple[list[str] | None, int]:
-    """Copy one chunk; (its last position, rows). The position is None when it was the last one."""
+def _chunk(work: Work, position: list[str] | None, size: int) -> tuple[list[str] | None, int, int, float]:
+    """Copy one chunk; (its last position, rows, rows of the next one, seconds). No position: it was the last one."""
     conn, shape, place = work.conn, work.shape, work.place
+    began = time.monotonic()
     with transaction(conn, lock_seconds=max(work.limits.lock_timeout_seconds, 10), durable=False):
         hold(work, shape.source, work.oid)
         execute(conn, f"SET LOCAL search_path = {shape.search_path}")
@@ -66,8 +65,11 @@ def _chunk(work: Work, position: list[str] | None, size: int) -> tuple[list[str]
         text = rows.copy_chunk(place, shape, after=bool(position), until=last is not None)
         with as_owner(conn, shape):
             copied = execute(conn, text, [*before, *(last or [])])
+        # Towards chunks of the wanted length, in steps that one slow chunk cannot turn upside down.
+        factor = min(2.0, max(0.5, work.limits.chunk_seconds / max(time.monotonic() - began, 0.001)))
+        following = max(1, min(MOST_CHUNK_ROWS, int(size * factor)))
         # Together with the rows: a chunk that is in the copy is never copied again, one that is not always is.
-        store.copied(conn, work.request.id, position=last, rows=copied, chunk_rows=size)
+        store.copied(conn, work.request.id, position=last, rows=copied, chunk_rows=following)
         if last is None:
             store.next_step(conn, work.request.id, "index")
-    return last, copied
+    return last, copied, following, time.monotonic() - began

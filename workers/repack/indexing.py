@@ -21,7 +21,7 @@ from workers.repack.work import Busy, GiveUp, Later, Work, execute, transaction
 
 log = logs.get(__name__)
 
-_TEMPORARY = "headrace_repack_key"  # an index on the key while rows may be there twice
+TEMPORARY = "headrace_repack_key"  # an index on the key while rows may be there twice
 _WAIT_SECONDS = 2.0
 
 
@@ -32,13 +32,13 @@ def index(work: Work) -> tuple[Later | None, Sequence[Message]]:
     found = store.indexes(conn, request.id)
     if not all(one.is_built for one in found if one.is_key):
         if not shape.is_key_order and shape.in_chunks:
-            execute(conn, f"CREATE INDEX IF NOT EXISTS {_TEMPORARY} ON {place.new} ({shape.key.listed()})")
+            execute(conn, f"CREATE INDEX IF NOT EXISTS {TEMPORARY} ON {place.new} ({shape.key.listed()})")
             if not replaying.replay_all(work):
                 return Later(), []
         for one in found:
             if one.is_key and not one.is_built:
                 build(work.conn, request.id, one)
-        execute(conn, f"DROP INDEX IF EXISTS {place.new_schema}.{_TEMPORARY}")
+        execute(conn, f"DROP INDEX IF EXISTS {place.new_schema}.{TEMPORARY}")
     # Until another index is begun with, whatever came in between: a message that ended after the key's, a pause.
     if not any(one.is_begun for one in found if not one.is_key) and not replaying.replay_all(work):
         return Later(), []

@@ -212,6 +212,8 @@ def _replay(work: Work) -> Later | None:
             store.next_step(work.conn, work.request.id, "index")
         return None
     if work.request.goal == "ready":
+        replaying.replay_once(work)  # to the last change: a copy that waits is as good as the table
+        replaying.look(work)
         return Later(work.settings.repack.replay_seconds)
     store.next_step(work.conn, work.request.id, "swap")
     return None

@@ -30,7 +30,7 @@ from workers.repack import (
     swapping,
     twin_catalog,
 )
-from workers.repack.indexing import _TEMPORARY as TEMPORARY
+from workers.repack.indexing import TEMPORARY
 from workers.repack.pacing import Pace
 from workers.repack.requests import Wish
 from workers.repack.shapes import Place, Shape

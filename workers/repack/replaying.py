@@ -109,16 +109,22 @@ def tidy(conn: Connection, work: Work) -> None:
     execute(conn, f"VACUUM (TRUNCATE false) {work.place.batch}")
 
 
+def look(work: Work, *, below: int | None = None) -> tuple[int, float, bool]:
+    """Write down how long the log is; (its rows, seconds since it became shorter, whether it is short enough)."""
+    limits = work.limits
+    left = backlog(work)
+    is_little = left <= (limits.swap_below_rows if below is None else below)
+    check = timedelta(seconds=limits.check_seconds)
+    return left, store.set_backlog(work.conn, work.request.id, left, is_little=is_little, check=check), is_little
+
+
 def catch_up(work: Work, *, below: int | None = None) -> Later | None:
     """Replay until little is left; None: little enough for a swap. Raises GiveUp for a log that does not shrink."""
     limits, request = work.limits, work.request
     since_tidy = 0
     while True:
         work.check()
-        left = backlog(work)
-        is_little = left <= (limits.swap_below_rows if below is None else below)
-        check = timedelta(seconds=limits.check_seconds)
-        behind = store.set_backlog(work.conn, request.id, left, is_little=is_little, check=check)
+        left, behind, is_little = look(work, below=below)
         if is_little:
             return None
         size = store.log_bytes(work.conn, request.id)

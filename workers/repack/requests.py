@@ -11,7 +11,7 @@ from workers import alerts, database, execution, logs, pauses
 from workers.database import Connection
 from workers.errors import NothingToDo, Paused, PermanentFailure
 from workers.messages import DeliverAlerts, Message, RepackStep
-from workers.repack import bloat_catalog, machine, places, preflight, preflight_catalog, store, twin_catalog
+from workers.repack import bloat_catalog, machine, places, preflight, preflight_catalog, reindexing, store, twin_catalog
 from workers.repack.store import Request
 from workers.repack_settings import DatabaseRules, Goal, Limits, TableRules
 from workers.settings import Settings
@@ -48,6 +48,17 @@ def tables(conn: Connection, text: str) -> list[tuple[str, str]]:
     return preflight_catalog.leaves(conn, schema, table) or [(schema, table)]
 
 
+def refusals(conn: Connection, found: preflight_catalog.Facts, rules: TableRules, engine: str) -> list[str]:
+    """Every reason against a rewrite; to rebuild indexes only, a table needs no key, and nothing of it is swapped."""
+    if engine != "reindex" or found.subject is None:
+        return preflight.refusals(found, rules)
+    try:
+        reindexing.plan(conn, found.schema, found.table, tablespace=rules.index_tablespace)
+    except PermanentFailure as reason:
+        return [str(reason)]
+    return []
+
+
 def request(settings: Settings, database_name: str, schema: str, table: str, wish: Wish) -> int:
     """Begin to rewrite a table; the request's id. Nothing is made yet but its row.
 
@@ -58,7 +69,7 @@ def request(settings: Settings, database_name: str, schema: str, table: str, wis
     rules = wish.rules or rules_of(settings, database_name, schema, table)
     with database.connection(target, purpose="repack request") as conn:
         found = preflight_catalog.facts(conn, schema, table)
-        if reasons := preflight.refusals(found, rules):
+        if reasons := refusals(conn, found, rules, wish.engine):
             raise PermanentFailure("; ".join(reasons))
         assert found.subject is not None
         facts = twin_catalog.facts(conn, found.subject.oid)
