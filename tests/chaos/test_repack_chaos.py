@@ -49,7 +49,9 @@ TABLES = f"""
 GATES = ("copy", "index", "replay", "swap", "verify", "drop")
 GATE = """
     CREATE FUNCTION public.gate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        WHILE NOT pg_try_advisory_xact_lock_shared(77, TG_ARGV[0]::integer) LOOP PERFORM pg_sleep(0.01); END LOOP;
+        WHILE NOT pg_try_advisory_xact_lock_shared(77, TG_ARGV[0]::integer) LOOP
+            PERFORM pg_advisory_xact_lock_shared(78, TG_ARGV[0]::integer), pg_sleep(0.01);
+        END LOOP;
         RETURN NULL;
     END $$;
     CREATE CONSTRAINT TRIGGER copy AFTER UPDATE ON headrace.repack DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
@@ -66,8 +68,8 @@ GATE = """
       WHEN (NEW.state = 'done') EXECUTE FUNCTION public.gate(5);
 """
 STANDING = """
-    SELECT pid FROM pg_stat_activity
-     WHERE datname = current_database() AND wait_event = 'PgSleep' AND application_name LIKE 'headrace repack%%'
+    SELECT l.pid FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+     WHERE l.locktype = 'advisory' AND l.classid = 78 AND l.objid = %s AND d.datname = current_database()
 """
 LEFT = """
     SELECT 'schema ' || nspname FROM pg_namespace WHERE nspname ~ '^headrace_'
@@ -196,8 +198,14 @@ class Storm:
 
     def standing(self, gate: str) -> int:
         """Wait until a session stands at the gate; its pid."""
-        self.site.until(lambda: bool(self.site.ask(STANDING)), f"somebody stands before the COMMIT of {gate}")
-        return int(self.site.ask(STANDING)[0][0])
+        found: list[int] = []
+
+        def look() -> bool:
+            found[:] = [row[0] for row in self.site.ask(STANDING, GATES.index(gate))]
+            return bool(found)
+
+        self.site.until(look, f"somebody stands before the COMMIT of {gate}")
+        return found[0]
 
     def kill_who_has(self, backend: int, *, whole: bool) -> None:
         """kill -9 the process that has this session, or its whole worker: another one takes its place."""

@@ -94,6 +94,7 @@ def read(path: Path, *, connection: str | None = None, table_conf: Sequence[Path
     document = _Section(path, "", _toml(path, report), report)
     if report.problems:
         raise SettingsError(report.problems)
+    document = _for_every_connection(document)
     below = document.section("connections")
     sections = below.sections("a section such as [connections.hdb]") if below else {}
     if not sections and not report.problems:
@@ -254,6 +255,22 @@ def _toml(path: Path, report: _Report) -> dict[str, Any]:
     return {}
 
 
+def _for_every_connection(document: _Section) -> _Section:
+    """The same with what stands above all connections put into each that does not say it itself.
+
+    repcloud reads these keys of a connection only; unread, such a list of tables would become "every table".
+    """
+    above = {key: document.content[key] for key in (*_LISTS, *_LIMITS) if key in document.content}
+    below = document.content.get("connections")
+    if not above or not isinstance(below, dict):
+        return document
+    for key in above:
+        document.note(key, "above all connections: taken for each that does not say it itself")
+    given = {name: {**above, **one} if isinstance(one, dict) else one for name, one in below.items()}
+    rest = {key: value for key, value in document.content.items() if key not in above}
+    return replace(document, content={**rest, "connections": given})
+
+
 def _connection(section: _Section) -> dict[str, Any]:
     words = {key: section.text(key) for key in _CONNECTION if key not in ("port", "sslmode")}
     # repcloud pasted them into a connection string: quotes around and backslashes within were libpq's.
@@ -374,15 +391,18 @@ def _alerts(document: _Section) -> dict[str, Any]:
         "port": email.number("smtp_port", 1, 65535),
         "security": email.one_of("smtp_ssl", ("none", "starttls")),
         "user": email.text("smtp_username"),
+        "password": email.text("smtp_password"),
         "sender": email.text("mailfrom"),
         "to": email.texts("mailto"),
     }
     for key in ("smtp_server", "mailto"):
         if email.content.get(key) in (None, "", []):
             email.problem(key, "is missing; set it, or set enable_email = false")
-    if email.text("smtp_password"):
-        email.note("smtp_password", "not taken over; put it into a file and name that by alerts.mail.password_file")
-    return {"alerts": {"mail": {key: value for key, value in mail.items() if value}}}
+    if mail["password"]:
+        email.note("smtp_password", "better put it into a file, and name that by alerts.mail.password_file")
+    # repcloud told of what it had done; here of failures, too.
+    told = ["success", "failure"]
+    return {"alerts": {"on": told, "mail": {key: value for key, value in mail.items() if value}}}
 
 
 def _note_the_rest(document: _Section, connections: Sequence[_Section]) -> None:

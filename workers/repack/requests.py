@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from workers import alerts, database, execution, logs, pauses
 from workers.database import Connection
-from workers.errors import NothingToDo, Paused, PermanentFailure
+from workers.errors import HeadraceError, NothingToDo, Paused, PermanentFailure
 from workers.messages import DeliverAlerts, Message, RepackStep
 from workers.repack import bloat_catalog, machine, places, preflight, preflight_catalog, reindexing, store, twin_catalog
 from workers.repack.store import Request
@@ -88,8 +88,21 @@ def request(settings: Settings, database_name: str, schema: str, table: str, wis
                 f"{facts.qualified} is being rewritten already (repack {active}): see `headrace repack status`"
             )
         conn.commit()
+    if wish.plan is None:
+        _estimate(settings, database_name, schema, table, repack, wish)
     log.info("repack.requested", table=f"{schema}.{table}", repack=repack, goal=wish.goal, engine=wish.engine)
     return repack
+
+
+def _estimate(settings: Settings, name: str, schema: str, table: str, repack: int, wish: Wish) -> None:
+    """Remember what a person's rewrite should gain, to be compared with what it does; no reason not to begin."""
+    try:
+        with database.connection(settings.target(name), purpose="repack estimate", autocommit=True) as conn:
+            for one in bloat_catalog.estimates(conn, (), (f"{schema}.{table}",), (), exact=False):
+                if (one.schema, one.table) == (schema, table):
+                    bloat_catalog.remember(conn, one, f"asked for by {wish.by or 'somebody'}", repack)
+    except (HeadraceError, database.DatabaseError) as error:
+        log.warning("repack.not_estimated", table=f"{schema}.{table}", reason=database.first_line(error))
 
 
 def message(database_name: str, repack: int, schema: str, table: str) -> RepackStep:
@@ -115,7 +128,18 @@ def finish(
         if not isinstance(first, RepackStep):
             continue
         problems += _finish_one(settings, first, timeout, until_ready)
+    _tell(settings, {first.database for first in messages if isinstance(first, RepackStep)})
     return problems
+
+
+def _tell(settings: Settings, names: set[str]) -> None:
+    """Deliver what people have to hear: where no worker runs, nobody else does."""
+    configured = (settings.alerts.mail, settings.alerts.webhook, settings.alerts.sql)
+    if all(channel is None for channel in configured):
+        return
+    for name in sorted(names):
+        for reason in execution.run_here(alerts_waiting(settings, name), settings, timeout=timedelta(seconds=10)):
+            log.warning("repack.not_told", database=name, reason=reason)
 
 
 def _finish_one(settings: Settings, first: RepackStep, timeout: timedelta, until_ready: bool) -> list[str]:

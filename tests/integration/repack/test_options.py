@@ -12,11 +12,13 @@ import psycopg2
 import pytest
 
 from tests.conftest import Servers
+from tests.integration.alerts.test_alerts import PostOffice, post  # noqa: F401
 from workers import execution
 from workers.errors import PermanentFailure
 from workers.repack import requests
 from workers.repack.requests import Wish
 from workers.repack_settings import DatabaseRules, Limits, SchemaRules, TableRules
+from workers.room_settings import Alerts
 from workers.settings import Settings
 
 Ask = Callable[..., list[tuple[Any, ...]]]
@@ -211,3 +213,20 @@ def test_table_and_indexes_move_to_other_tablespaces(
     with conn.cursor() as cursor:
         cursor.execute("DROP TABLESPACE repack_space")
     conn.close()
+
+
+def test_people_hear_of_success_and_of_failure_by_mail(
+    app: Ask,
+    conf: Settings,
+    post: PostOffice,  # noqa: F811
+) -> None:
+    """A rewrite in this process tells by itself, also of what it gained, or of why it was given up."""
+    mail = {"host": "127.0.0.1", "port": post.port, "to": ["night@obs.example"]}
+    alerts = Alerts.model_validate({"mail": mail, "on": ["success", "failure"]})
+    settings = conf.model_copy(update={"alerts": alerts})
+    assert repack(settings) == []
+    small = DatabaseRules(disk_budget_bytes=10)
+    repack(settings.model_copy(update={"repack": conf.repack.model_copy(update={"databases": {"control": small}})}))
+    subjects = [str(mail["Subject"]) for mail in post.mails]
+    assert subjects == ["[headrace] success: table app.t", "[headrace] failure: table app.t"]
+    assert "disk_budget_bytes" in post.mails[1].get_content()

@@ -118,7 +118,7 @@ def test_each_key_without_a_counterpart_has_a_note(write: Write) -> None:
     """Whoever comes from repcloud reads what stands for it here, in one line."""
     file = read(write(SAMPLE))
     assert file.notes == [
-        "notifier.email.smtp_password: not taken over; put it into a file and name that by alerts.mail.password_file",
+        "notifier.email.smtp_password: better put it into a file, and name that by alerts.mail.password_file",
         "pid_dir: not needed: a lock in the database keeps two from rewriting the same table",
         "logging.log_dir: replaced by logs.file",
         "logging.log_dest: replaced by `logs:`, standard error always and a file if logs.file names one",
@@ -681,3 +681,17 @@ def test_values_survive_the_file_and_the_yaml(user: str, schema: str, table: str
 def quoted(text: str) -> str:
     """A TOML text of it, every character escaped."""
     return '"' + "".join(f"\\U{ord(character):08x}" for character in text) + '"'
+
+
+def test_what_stands_above_all_connections_is_of_each(write: Write) -> None:
+    """A list of schemas at the top of the file is never read as "every table"; a connection's own keys win."""
+    file = read(
+        write(
+            "schemas = ['hist']\ntables = []\nlock_timeout = '2s'\n"
+            "[connections.a]\n[connections.b]\nschemas = ['conf']\ntables = []\n"
+        )
+    )
+    plans = file.overrides["repack"]["plans"]
+    assert {name: plan["schemas"] for name, plan in plans.items()} == {"site_a": ["hist"], "site_b": ["conf"]}
+    assert file.overrides["repack"]["limits"]["lock_timeout_seconds"] == 2
+    assert any(note.startswith("schemas: above all connections") for note in file.notes)
