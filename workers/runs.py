@@ -145,6 +145,13 @@ def close_request(control: Target, run: int, state: str, reason: str) -> None:
         rows.append(run)
 
 
+def cancelled_by(control: Target, run: int) -> str | None:
+    """Who asked for the end of a run; None if nobody did."""
+    with database.connection(control, purpose="runs", autocommit=True) as conn:
+        found = SQL["who_cancelled"].value(conn, {"id": run})
+    return str(found) if found is not None else None
+
+
 def _own_backend(conn: Connection) -> tuple[int, datetime]:
     row = SQL["own_backend"].row(conn)
     assert row is not None

@@ -103,6 +103,10 @@ UPDATE headrace.run
  WHERE id = %(id)s AND state IN ('queued', 'running', 'lost') AND cancel_requested_at IS NULL
 RETURNING id, counters
 
+-- name: who_cancelled
+-- Who asked for the end of a run.
+SELECT cancel_requested_by FROM headrace.run WHERE id = %(id)s
+
 -- name: start_run
 -- A run that nobody asked for by name starts.
 INSERT INTO headrace.run (room, key, attempt, state, host, worker, database, backend_pid, backend_start,

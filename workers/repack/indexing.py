@@ -17,7 +17,7 @@ from workers.messages import BuildIndex, Message
 from workers.repack import replaying, store, twin_catalog
 from workers.repack.copying import watch_disk
 from workers.repack.store import Index
-from workers.repack.work import Busy, GiveUp, Later, Work, execute, transaction
+from workers.repack.work import Busy, GiveUp, Later, Stopped, Work, execute, transaction
 
 log = logs.get(__name__)
 
@@ -73,26 +73,33 @@ def build(conn: database.Connection, repack: int, one: Index) -> None:
         store.index_built(conn, repack, one.number, time.monotonic() - began)
 
 
-def build_alone(conn: database.Connection, repack: int, number: int) -> bool:
-    """Build an index of a copy if nobody else does; whether it was the last one.
-
-    Raises NothingToDo when it is built, or being built, or its request is over; GiveUp's reasons go into its row.
-    """
+def claim(conn: database.Connection, repack: int, number: int) -> Index:
+    """An index of a copy, this session's alone. Raises NothingToDo when it is built, being built, or not wanted now."""
     request = store.read(conn, repack)
-    if request is None or request.state != "active" or request.step != "index":
+    if request is None or request.state != "active" or request.step != "index" or request.goal == "abort":
         raise NothingToDo(f"repack {repack} has no index to be built")
+    if request.is_paused:
+        raise NothingToDo(f"{request.name} is paused by {request.paused_by}")
     if not store.try_lock_index(conn, repack, number):
         raise NothingToDo(f"index {number} of repack {repack} is being built")
     one = next((one for one in store.indexes(conn, repack) if one.number == number), None)
     if one is None or one.is_built:
         raise NothingToDo(f"index {number} of repack {repack} is built")
+    return one
+
+
+def build_claimed(conn: database.Connection, repack: int, one: Index) -> bool:
+    """Build it; whether it was the last one. Raises RetryLater for a held lock, Stopped when nobody wants it now."""
     try:
         build(conn, repack, one)
     except Busy as reason:
+        wishes = store.wishes(conn, repack)
+        if wishes is None or wishes[0] == "abort" or wishes[1]:
+            raise Stopped("a person stopped its request") from reason
         raise RetryLater(str(reason), after=timedelta(seconds=5)) from reason
     except database.DatabaseError as error:
         if database.sqlstate(error) not in ("57P01", None):
-            store.index_failed(conn, repack, number, database.first_line(error))
+            store.index_failed(conn, repack, one.number, database.first_line(error))
         raise
     return all(other.is_built for other in store.indexes(conn, repack))
 

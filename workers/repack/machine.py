@@ -63,6 +63,8 @@ def step(message: RepackStep, settings: Settings) -> list[Message]:
                 return _one(work, message)
         except NothingToDo:
             if message.run is not None and request.run == message.run and not conn.closed:
+                if (by := runs.cancelled_by(settings.target(), message.run)) is not None:
+                    store.pause(conn, request.id, f"{by}, who cancelled its run")
                 store.set_run(conn, request.id, None)  # that run is over; the sweep goes on without it
             raise
 
@@ -73,8 +75,13 @@ def build_index(message: BuildIndex, settings: Settings) -> list[Message]:
     places.ensure(target)
     with closing(database.connect(target, purpose=f"repack index {message.table}", autocommit=True)) as conn:
         settings_of(conn)
-        with runs.running(message, control=settings.target(), work=target, conn=conn, host=settings.host):
-            is_last = indexing.build_alone(conn, message.repack, message.number)
+        one = indexing.claim(conn, message.repack, message.number)
+        with runs.running(message, control=settings.target(), work=target, conn=conn, host=settings.host) as run:
+            try:
+                is_last = indexing.build_claimed(conn, message.repack, one)
+            except Stopped as reason:
+                run.outcome = ("cancelled", {"message": str(reason)})
+                return []
         request = store.read(conn, message.repack)
         if is_last:
             store.put_off(conn, message.repack, timedelta(0), None)
@@ -114,11 +121,16 @@ def _one(work: Work, message: RepackStep) -> list[Message]:
             raise Stopped(f"outside its windows until {opens:%Y-%m-%d %H:%M} UTC")
         later, follow_ups = _do(work)
     except Busy as reason:
+        if reason.sqlstate == "57014" and (by := runs.cancelled_by(work.settings.target(), work.run.id)) is not None:
+            store.pause(conn, request.id, f"{by}, who cancelled its run")
+            store.set_run(conn, request.id, None)
+            raise Cancelled(f"cancelled by {by}") from reason
         later, follow_ups = _try_again(work, reason), []
     except Stopped as reason:
         return _stopped(work, again, str(reason))
     except Cancelled as reason:
-        store.pause(conn, request.id, str(reason))
+        store.pause(conn, request.id, f"somebody, who cancelled its run ({reason})")
+        store.set_run(conn, request.id, None)
         raise
     except Different as reason:
         _keep(work, str(reason), "different")

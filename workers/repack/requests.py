@@ -179,7 +179,7 @@ def ended(now: Request | None, *, until_ready: bool = True) -> list[str] | None:
         return [now.problem or f"{now.name} failed"]
     if now.is_paused:
         return [f"{now.name} is paused by {now.paused_by}"]
-    if now.keep_until is not None and now.step == "drop" and now.keep_until > datetime.now(UTC):
+    if now.goal != "abort" and now.keep_until is not None and now.step == "drop" and now.keep_until > datetime.now(UTC):
         log.info("repack.kept", table=now.name, until=now.keep_until.isoformat())
         return []
     return [] if machine.is_ready(now) and until_ready else None

@@ -247,7 +247,6 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None
         time.sleep(0.02)
 
 
-@pytest.mark.xfail(strict=True, reason="build_index takes Busy for a bug, and builds for a request that is given up")
 def test_an_index_that_is_being_built_does_not_delay_a_person(walk: Walk) -> None:
     """`abort`, which cancels what is being done, in the middle of a long CREATE INDEX: gone within five seconds."""
     walk.sql("""
@@ -324,7 +323,6 @@ def cancel(walk: Walk, run: int | None) -> None:
             foundation["cancel_backend"].run(conn, {"pid": row[2], "start": row[3]})
 
 
-@pytest.mark.xfail(strict=True, reason="a cancelled statement counts as a held lock, and the sweep goes on")
 def test_a_cancelled_run_stops_its_request_within_seconds(walk: Walk) -> None:
     """`headrace cancel` of a run in mid-copy: it stops within five seconds and stays so, until somebody resumes it."""
     walk.limits = {"slice_seconds": 60}
@@ -342,7 +340,6 @@ def test_a_cancelled_run_stops_its_request_within_seconds(walk: Walk) -> None:
     assert walk.row("state", "rows_copied") == ("done", ROWS)
 
 
-@pytest.mark.xfail(strict=True, reason="the sweep goes on without the run")
 def test_a_run_cancelled_between_two_messages_stops_its_request(walk: Walk) -> None:
     """`headrace cancel` of a run whose next message is on its way: that message stops the request."""
     walk.begin()
