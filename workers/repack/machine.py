@@ -39,6 +39,7 @@ from workers.settings import Settings
 log = logs.get(__name__)
 
 SAME_RUN = timedelta(minutes=10)
+LOOK_AT_WINDOWS = timedelta(minutes=5)  # somebody may have given the plan others
 LONGEST_WAIT_SECONDS = 30.0  # a longer one is left to the sweep, which asks PostgreSQL
 # What no other attempt can mend: a row that the copy cannot hold, a table that is gone, a right that is missing.
 _HOPELESS = ("22", "23", "42", "0A", "3F", "2B", "55006")
@@ -294,8 +295,8 @@ def _stopped(work: Work, again: RepackStep, reason: str) -> list[Message]:
         return []
     opens = work.window()
     if opens is not None:
-        wait = opens - datetime.now(UTC)
-        store.put_off(conn, request.id, max(wait, timedelta(seconds=1)), reason)
+        wait = min(max(opens - datetime.now(UTC), timedelta(seconds=1)), LOOK_AT_WINDOWS)
+        store.put_off(conn, request.id, wait, reason)
     return []
 
 

@@ -197,8 +197,9 @@ def hard(drift: Sequence[str]) -> list[str]:
 
 
 def _budget(work: Work) -> str:
-    """No statement under the lock may take longer than all of them together."""
-    return f"SET LOCAL statement_timeout = {max(1, int(work.limits.hold_seconds * 1000))}"
+    """No statement under the lock may take longer than all of them together, nor COMMIT wait for a standby."""
+    milliseconds = max(1, int(work.limits.hold_seconds * 1000))
+    return f"SET LOCAL statement_timeout = {milliseconds}; SET LOCAL synchronous_commit = local"
 
 
 def _within(began: float, budget: float) -> None:
