@@ -11,7 +11,9 @@ from workers.repack.work import GiveUp, Later, Work, as_owner, execute, hold, ro
 
 log = logs.get(__name__)
 
-FIRST_CHUNK_ROWS = 5_000
+FIRST_CHUNK_ROWS = 20_000
+FIRST_CHUNK_BYTES = 32_000_000  # rows may be wide
+UNKNOWN_CHUNK_ROWS = 1_000  # of a table that was never analyzed
 MOST_CHUNK_ROWS = 1_000_000
 _DISK_LOOK_SECONDS = 5.0
 
@@ -19,7 +21,7 @@ _DISK_LOOK_SECONDS = 5.0
 def copy(work: Work) -> Later | None:
     """Copy until it is done, this message has worked long enough, or something says wait; None: done."""
     request, shape = work.request, work.shape
-    position, size = request.position, request.chunk_rows or FIRST_CHUNK_ROWS
+    position, size = request.position, request.chunk_rows or _first_size(work)
     looked = 0.0
     while True:
         work.check()
@@ -38,6 +40,13 @@ def copy(work: Work) -> Later | None:
             time.sleep(hold.seconds)
         if work.is_over:
             return Later()
+
+
+def _first_size(work: Work) -> int:
+    rows_estimated, whole = work.request.rows_estimated, work.request.bytes_before or 0
+    if rows_estimated <= 0:
+        return min(FIRST_CHUNK_ROWS, UNKNOWN_CHUNK_ROWS)
+    return max(1, min(FIRST_CHUNK_ROWS, FIRST_CHUNK_BYTES * rows_estimated // max(whole, 1)))
 
 
 def watch_disk(work: Work) -> None:
@@ -66,7 +75,7 @@ def _chunk(work: Work, position: list[str] | None, size: int) -> tuple[list[str]
         with as_owner(conn, shape):
             copied = execute(conn, text, [*before, *(last or [])])
         # Towards chunks of the wanted length, in steps that one slow chunk cannot turn upside down.
-        factor = min(2.0, max(0.5, work.limits.chunk_seconds / max(time.monotonic() - began, 0.001)))
+        factor = min(4.0, max(0.5, work.limits.chunk_seconds / max(time.monotonic() - began, 0.001)))
         following = max(1, min(MOST_CHUNK_ROWS, int(size * factor)))
         # Together with the rows: a chunk that is in the copy is never copied again, one that is not always is.
         store.copied(conn, work.request.id, position=last, rows=copied, chunk_rows=following)

@@ -39,6 +39,7 @@ class Request:
     verify_position: list[str] | None
     chunk_rows: int | None
     rows_copied: int
+    rows_estimated: int
     bytes_before: int | None
     paused_by: str | None
     is_paused: bool
@@ -101,7 +102,8 @@ def read(conn: Connection, repack: int) -> Request | None:
         options=row["options"], plan=row["plan"], run=row["run"],
         shape=Shape.from_json(row["shape"]) if row["shape"] else None, fingerprint=row["fingerprint"] or [],
         marks=row["trigger_marks"], position=row["position"], verify_position=row["verify_position"],
-        chunk_rows=row["chunk_rows"], rows_copied=row["rows_copied"], bytes_before=row["bytes_before"],
+        chunk_rows=row["chunk_rows"], rows_copied=row["rows_copied"],
+        rows_estimated=row["rows_estimated"], bytes_before=row["bytes_before"],
         paused_by=row["paused_by"], is_paused=row["paused_at"] is not None, is_early=row["is_early"],
         due_at=row["due_at"],
         backlog_rows=row["backlog_rows"], reason=row["reason"], lock_attempts=row["lock_attempts"],
