@@ -13,7 +13,7 @@ from typing import Any
 import click
 import yaml
 
-from producers.cli import demo_dispatch
+from producers.cli import demo_dispatch, demo_repack
 from producers.cli.context import DONE, SOME_FAILED, State, json_option, pass_state
 from producers.cli.demo_play import Outcome, Play
 from producers.cli.demo_show import Show
@@ -53,9 +53,9 @@ _PROGRAMS = ("HEADRACE_POSTGRES_BIN", "HEADRACE_VALKEY_BIN")
 def demo(state: State, seconds: float, keep: bool, data_dir: Path | None) -> int:
     """Start everything in a scratch folder, let a simulated instrument write and procedures run, and check all of it.
 
-    Every record that was written must be in the archive, every slot of the scheduled procedures on record, and every
-    change of the instrument's table in its day's partition. Without PgQ, on this system or by apt-get, the last part
-    is left out.
+    Every record that was written must be in the archive, every slot of the scheduled procedures on record, every
+    change of the instrument's table in its day's partition, and none lost of a bloated table that is rewritten
+    meanwhile. Without PgQ, on this system or by apt-get, the partitions are left out.
 
     Servers are always embedded: no settings file and no HEADRACE_ variable of this site is read.
     """
@@ -128,6 +128,8 @@ def _perform(state: State, folder: Path, seconds: float, keep: bool) -> bool:
             )
     if play.outcome.events.problem:
         state.say(f"headrace: {play.outcome.events.problem}; {logs / 'worker.log'} and {logs / 'beat.log'} tell why")
+    if play.outcome.rewrite.problem:
+        state.say(f"headrace: {play.outcome.rewrite.problem}; {logs / 'jobs.log'} and {logs / 'beat.log'} tell why")
     return play.outcome.good
 
 
@@ -167,6 +169,7 @@ def _write_settings(flower_port: int, folder: Path, *, dispatch: dict[str, Any])
         "flower": {"port": flower_port},
         "telemetry": {"data_dirs": [str(folder / "instrument")], "sweep_seconds": SWEEP_SECONDS},
         "dispatch": dispatch,
+        "repack": demo_repack.SETTINGS,
     }
     config = folder / CONFIG
     config.write_text(MARK + yaml.safe_dump(document, sort_keys=False), encoding="utf-8")

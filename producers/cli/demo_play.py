@@ -1,4 +1,4 @@
-"""What happens in a demonstration: wait until all is healthy, run instrument, jobs and events, wait for all, tell."""
+"""What happens in a demonstration: wait until all is healthy, run instrument, jobs, events and rewrite, wait, tell."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from producers.cli.demo_dispatch import Events, EventsOutcome
 from producers.cli.demo_jobs import JobOutcome, Jobs
+from producers.cli.demo_repack import Rewrite, RewriteOutcome
 from producers.cli.instrument import DEVICES, Instrument, Written
 from workers import database, queues
 from workers.errors import HeadraceError
@@ -79,13 +80,14 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end: the last progress, the archive's rows, the seconds from first record to last row, jobs, and events."""
+    """The end: the last progress, the archive's rows, the seconds from first record to last row, and the rest."""
 
     progress: Progress
     rows: int
     seconds: float
     jobs: tuple[JobOutcome, ...]
     events: EventsOutcome
+    rewrite: RewriteOutcome
 
     @property
     def arrived(self) -> bool:
@@ -94,8 +96,9 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """Every record and every change event arrived, and every job did what it should."""
-        return self.arrived and not any(job.problem for job in self.jobs) and not self.events.problem
+        """Every record and every change event arrived, and every job and the rewrite did what they should."""
+        problems = [*(job.problem for job in self.jobs), self.events.problem, self.rewrite.problem]
+        return self.arrived and not any(problems)
 
 
 class Play:
@@ -117,6 +120,7 @@ class Play:
         self._watcher_mark = log_size(self._watcher_log)
         self._jobs = Jobs(conf)
         self._events = Events(conf, on_note)
+        self._rewrite = Rewrite(conf, on_note)
         self._instrument = Instrument(conf.telemetry.data_dirs[0])
         self._instrument_error: BaseException | None = None
         self._history: list[tuple[float, int]] = []
@@ -126,6 +130,7 @@ class Play:
         try:
             self._wait_for_all()
             self._jobs.start()
+            self._rewrite.begin()
             self.outcome = self._observe()
             self._on_outcome(self.outcome)
             while self._keep:
@@ -136,6 +141,8 @@ class Play:
             if self._stopping():
                 return False  # a server that goes away because everything is being stopped is no error
             self.error = error
+        finally:
+            self._rewrite.stop()
         return True
 
     def _wait_for_all(self) -> None:
@@ -176,7 +183,7 @@ class Play:
         )
 
     def _observe(self) -> Outcome:
-        """Let the instrument write for its time, then wait until all of it has arrived and the jobs have run."""
+        """Let the instrument write for its time, then wait until all of it has arrived and all else is over."""
         ends = threading.Event()
         thread = threading.Thread(target=self._write, args=(ends,), name="instrument", daemon=True)
         began = time.monotonic()
@@ -198,8 +205,8 @@ class Play:
             if complete or time.monotonic() > deadline:
                 rows = sum(row["records"] for row in self._ask("rows_arrived"))
                 seconds = time.monotonic() - began
-                jobs = self._jobs.at_end(self._pause)
-                return Outcome(progress, rows, seconds, jobs, self._events.at_end(self._pause))
+                jobs, events = self._jobs.at_end(self._pause), self._events.at_end(self._pause)
+                return Outcome(progress, rows, seconds, jobs, events, self._rewrite.at_end(self._pause))
             self._pause(POLL_SECONDS)
 
     def _write(self, ends: threading.Event) -> None:
@@ -220,6 +227,7 @@ class Play:
         for device, count in by_device.items():
             written[_FORM_OF[device]] += count
         self._events.play(by_device)
+        self._rewrite.play()
         lag = api.lag(self._conf, self._since)
         waiting = sum(queue_depths(queues.names_for(self._conf)).values())
         now, total = time.monotonic(), sum(read.values(), Written()).records

@@ -19,6 +19,8 @@ from producers.cli.context import State
 from producers.cli.demo_dispatch import SOURCE, TARGET, EventsOutcome
 from producers.cli.demo_jobs import JobOutcome
 from producers.cli.demo_play import Outcome, Progress, Step
+from producers.cli.demo_repack import QUALIFIED, RewriteOutcome
+from workers.repack import api
 from workers.services.endpoints import Endpoints
 
 LINE_SECONDS = 5.0  # between two plain lines of progress
@@ -100,7 +102,8 @@ class Show:
         out("")
         Console(highlight=False, soft_wrap=True).print(_jobs_table(outcome.jobs))
         out("")
-        for line in [*_about_jobs(outcome.jobs), "", *_about_events(outcome.events)]:
+        about = [*_about_jobs(outcome.jobs), "", *_about_events(outcome.events), "", *_about_rewrite(outcome.rewrite)]
+        for line in about:
             out(line)
         out("")
         for line in self._where_to_look(endpoints) if kept else _next_steps() if outcome.good else []:
@@ -121,6 +124,7 @@ class Show:
             "  then     SELECT device, ec, count(*) FROM telem GROUP BY device, ec;",
             f"  jobs     headrace --config {config} postprocessing list",
             f"  events   SELECT * FROM {TARGET}; headrace --config {config} dispatch status",
+            f"  rewrite  headrace --config {config} repack status",
             f"  files    {self._folder / 'instrument'}; logs: {self._folder / 'logs'}",
             "  more     README.md",
         ]
@@ -142,6 +146,7 @@ class Show:
             },
             "jobs": {line.job.name: _job_document(line) for line in outcome.jobs},
             "events": asdict(outcome.events) | {"problem": outcome.events.problem},
+            "rewrite": asdict(outcome.rewrite) | {"problem": outcome.rewrite.problem},
             "steps": {step.name: round(step.seconds, 2) for step in self._steps},
             "data_dir": self._folder,
             "flower_url": endpoints["flower_url"],
@@ -207,6 +212,19 @@ def _about_events(events: EventsOutcome) -> list[str]:
         f"{events.made_ahead} of them made ahead.",
         f"One failed, on purpose ({events.poison.error}); the column was mended, the event replayed; 0 failed now.",
         f"Source and target agree: {events.rows} rows.",
+    ]
+
+
+def _about_rewrite(rewrite: RewriteOutcome) -> list[str]:
+    if rewrite.problem is not None:
+        return [f"Rewrite: {rewrite.problem}; that is WRONG."]
+    return [
+        f"{QUALIFIED} was bloated, on purpose: workers rewrote it while rows of it were changed; "
+        f"{api.size(rewrite.bytes_before)} before, {api.size(rewrite.bytes_after)} after.",
+        f"It was locked for {_seconds(rewrite.hold_seconds)}; {rewrite.replayed:,} changes were replayed into the "
+        f"copy. No transaction of the writer took longer than {_seconds(rewrite.slowest_seconds)}.",
+        f"No change was lost: all {rewrite.rows:,} rows agree with the ledger of {rewrite.changes:,} changes.",
+        f"Still there: {', '.join(rewrite.attached)}.",
     ]
 
 

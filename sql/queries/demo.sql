@@ -159,3 +159,118 @@ CALL demo.compare_devices(NULL, NULL, NULL)
 -- name: widen_state
 -- What mends the event that fails on purpose.
 ALTER TABLE demo.device_by_day ALTER COLUMN state TYPE text
+
+-- name: forget_failed_rewrites
+-- What failed in an earlier demonstration must not keep its plan from choosing the table again.
+DELETE FROM headrace.repack WHERE plan = %(plan)s AND state = 'failed'
+
+-- name: create_readings
+-- A table with an identity, an index, a comment, a grant and a view, the ledger of its changes, and procedures about both.
+CREATE SCHEMA IF NOT EXISTS demo;
+
+DROP VIEW IF EXISTS demo.warm_reading;
+DROP TABLE IF EXISTS demo.readings, demo.readings_ledger;
+
+CREATE TABLE demo.readings (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    device text NOT NULL,
+    taken_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    value integer NOT NULL,
+    note text
+);
+CREATE INDEX readings_taken ON demo.readings (device, taken_at);
+COMMENT ON TABLE demo.readings IS 'What the demonstration has rewritten.';
+CREATE VIEW demo.warm_reading AS SELECT r.id, r.device, r.value FROM demo.readings AS r WHERE r.value >= 500;
+GRANT SELECT ON demo.readings TO PUBLIC;
+
+-- In the transaction of each change: the value that it left, NULL for a row that it deleted.
+CREATE TABLE demo.readings_ledger (
+    change bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id bigint NOT NULL,
+    value integer
+);
+
+CREATE OR REPLACE PROCEDURE demo.bloat_readings(total integer) LANGUAGE plpgsql AS $body$
+BEGIN
+    INSERT INTO demo.readings (device, value, note)
+    SELECT 'device ' || mod(n, 8), mod(n, 1000), repeat(md5(n::text), 3)
+      FROM generate_series(1, total) AS n;
+    -- Twice: each old version of a row stays in its page.
+    UPDATE demo.readings SET value = value + 1 WHERE mod(id, 10) <> 0;
+    UPDATE demo.readings SET value = value + 1, taken_at = clock_timestamp() WHERE mod(id, 10) <> 0;
+    INSERT INTO demo.readings_ledger (id, value) SELECT r.id, r.value FROM demo.readings AS r;
+    ANALYZE demo.readings;
+END
+$body$;
+
+CREATE OR REPLACE PROCEDURE demo.change_readings(OUT changes bigint) LANGUAGE plpgsql AS $body$
+DECLARE
+    newest bigint := (SELECT max(r.id) FROM demo.readings AS r);
+BEGIN
+    -- Even numbers are updated, odd ones deleted: no row is touched twice by one statement.
+    WITH updated AS (
+        UPDATE demo.readings
+           SET value = value + 1, taken_at = clock_timestamp()
+         WHERE id IN (SELECT 2 * (1 + floor(random() * newest / 2)::bigint) FROM generate_series(1, 40))
+        RETURNING id, value
+    ), added AS (
+        INSERT INTO demo.readings (device, value, note)
+        SELECT 'device ' || n, n, 'added while the table was rewritten, or before, or after' FROM generate_series(1, 5) AS n
+        RETURNING id, value
+    ), gone AS (
+        DELETE FROM demo.readings
+         WHERE id IN (SELECT 2 * floor(random() * newest / 2)::bigint + 1 FROM generate_series(1, 5))
+        RETURNING id
+    )
+    INSERT INTO demo.readings_ledger (id, value)
+    SELECT id, value FROM updated UNION ALL SELECT id, value FROM added UNION ALL SELECT id, NULL FROM gone;
+    GET DIAGNOSTICS changes = ROW_COUNT;
+END
+$body$;
+
+CREATE OR REPLACE PROCEDURE demo.compare_readings(OUT all_rows bigint, OUT differing bigint)
+LANGUAGE plpgsql AS $body$
+BEGIN
+    SELECT count(r.id), count(*) FILTER (WHERE r.value IS DISTINCT FROM l.value)
+      INTO all_rows, differing
+      FROM demo.readings AS r
+      FULL JOIN (SELECT DISTINCT ON (n.id) n.id, n.value
+                   FROM demo.readings_ledger AS n
+                  ORDER BY n.id, n.change DESC) AS l ON l.id = r.id;
+END
+$body$
+
+-- name: bloat_readings
+-- Fill the table, and leave two dead versions of most rows in it.
+CALL demo.bloat_readings(%(rows)s)
+
+-- name: change_readings
+-- Change some rows of the table, and note it in the ledger; how many.
+CALL demo.change_readings(NULL)
+
+-- name: compare_readings
+-- How many rows the table has, and how many differ from what the ledger says of them.
+CALL demo.compare_readings(NULL, NULL)
+
+-- name: attached
+-- What hangs on a table: its comment, indexes, what others may do with it, and the views that read it; as it is defined.
+WITH t AS (SELECT c.oid, c.relowner, c.relacl FROM pg_class AS c WHERE c.oid = to_regclass(%(table)s))
+SELECT 'view ' || v.oid::regclass::text AS what, pg_get_viewdef(v.oid) AS definition
+  FROM pg_class AS v
+ WHERE EXISTS (SELECT
+                 FROM t
+                 JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = t.oid
+                 JOIN pg_rewrite AS w ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid
+                WHERE w.ev_class = v.oid)
+UNION ALL
+SELECT 'grant ' || a.privilege_type || ' to ' || CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END, ''
+  FROM t, aclexplode(t.relacl) AS a
+ WHERE a.grantee <> t.relowner
+UNION ALL
+SELECT 'index ' || i.indexrelid::regclass::text, pg_get_indexdef(i.indexrelid)
+  FROM t
+  JOIN pg_index AS i ON i.indrelid = t.oid
+UNION ALL
+SELECT 'comment', obj_description(t.oid, 'pg_class')
+  FROM t
+ WHERE obj_description(t.oid, 'pg_class') IS NOT NULL

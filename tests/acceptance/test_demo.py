@@ -1,4 +1,4 @@
-"""`headrace demo` as a newcomer runs it: records and events arrive, procedures run, and no process is left behind."""
+"""`headrace demo` as a newcomer runs it: all arrives, runs and is rewritten as it should, and no process stays."""
 
 from __future__ import annotations
 
@@ -12,28 +12,40 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from producers.cli import demo_dispatch
-from producers.cli.demo_dispatch import Events
+from producers.cli import demo_dispatch, demo_repack
+from producers.cli.demo_dispatch import Events, EventsOutcome
 from producers.cli.demo_jobs import Jobs
+from producers.cli.demo_play import Outcome, Progress
+from producers.cli.demo_repack import Rewrite, RewriteOutcome
 from producers.cli.instrument import Written
 from tests.integration.dispatch.conftest import missing, pl_only_sql  # noqa: F401
+from workers import execution
 from workers import settings as settings_module
 from workers.dispatch import api
 from workers.dispatch_settings import Dispatch
 from workers.errors import PermanentFailure
-from workers.messages import ReplayEvents
+from workers.messages import ChooseTables, ReplayEvents
+from workers.repack_settings import Repack
 from workers.services.postgres import PostgresServer
 from workers.services.processes import is_alive, process_state
 from workers.settings import Settings
 
 HEADRACE = [sys.executable, "-m", "producers.cli", "demo"]
 PROCESSES = Path("/proc")
+ATTACHED = [
+    "comment",
+    "grant SELECT to PUBLIC",
+    "index demo.readings_pkey",
+    "index demo.readings_taken",
+    "view demo.warm_reading",
+]
 GONE_SECONDS = 10.0  # two to three are usual; this machine may be busy
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -144,8 +156,21 @@ def assert_events_arrived(events: dict[str, Any]) -> None:
     assert 0 < events["slowest_seconds"] < 20  # one or two are usual
 
 
+def assert_rewritten(rewrite: dict[str, Any]) -> None:
+    """The bloated table is less than half as large, all changes since are in it, and all that it had is there."""
+    assert rewrite["problem"] is None
+    assert rewrite["state"] == "done"
+    assert 0 < 2 * rewrite["bytes_after"] < rewrite["bytes_before"]
+    assert 0 < rewrite["hold_seconds"] < 2  # one is the settings' own budget
+    assert rewrite["replayed"] > 0
+    assert rewrite["changes"] > rewrite["replayed"]
+    assert (rewrite["differing"], rewrite["lost"]) == (0, [])
+    assert rewrite["rows"] > 50_000
+    assert sorted(rewrite["attached"]) == ATTACHED
+
+
 def test_every_record_arrives_and_nothing_stays(scratch: Path, environment: dict[str, str]) -> None:
-    """It ends by itself: all records in the archive, all slots on record, all events in their partition, no folder."""
+    """It ends by itself: all records in the archive, all slots, events and changes where they belong, no folder."""
     done = subprocess.run(
         [*HEADRACE, "--seconds", "4", "--json"],
         cwd=scratch, env=environment, capture_output=True, text=True, timeout=100, check=False,
@@ -159,6 +184,7 @@ def test_every_record_arrives_and_nothing_stays(scratch: Path, environment: dict
     assert all(form["records"] for form in document["forms"].values())
     assert list(document["steps"])[:2] == ["PostgreSQL", "Valkey"]
     assert_jobs_ran(document)
+    assert_rewritten(document["rewrite"])
     assert "password" not in done.stdout.lower()
     assert list((scratch / "tmp").iterdir()) == []
     if document["events"]["missing"] is not None:
@@ -269,6 +295,75 @@ def test_the_ticker_says_what_to_do_where_pgq_is_missing(events_conf: Settings) 
     """A tick in a database without PgQ is refused in words, as a look at it is."""
     with pytest.raises(PermanentFailure, match="has no PgQ in schema 'pgq'"):
         api.tick(events_conf, "demo")
+
+
+@pytest.fixture
+def rewrite_conf(conf: Settings) -> Settings:
+    """Settings with the demonstration's plan, in force for this process, which can do what messages ask."""
+    execution.load_rooms()
+    return settings_module.use(conf.model_copy(update={"repack": Repack.model_validate(demo_repack.SETTINGS)}))
+
+
+def test_each_trouble_with_the_rewrite_is_told(
+    rewrite_conf: Settings, sql: Callable[..., list[tuple[Any, ...]]], work: Callable[..., list[str]]
+) -> None:
+    """A table that was not chosen, rows that differ, a view that is gone, a rewrite that failed: all told."""
+    rewrite = Rewrite(rewrite_conf, pytest.fail)
+    assert rewrite.outcome().problem == "demo.readings could not be changed: it could not be made in time"
+    rewrite.set_up()
+    rewrite.change()
+    assert rewrite.outcome().problem == "the plan demo did not choose demo.readings"
+    choose = ChooseTables(database="control", plan="demo")
+    (step,) = execution.execute(choose, rewrite_conf)
+    assert str(rewrite.outcome().problem).startswith("demo.readings is still being rewritten, at prepare")
+    assert work(step, settings=rewrite_conf) == []
+    rewrite.change()
+    found = rewrite.outcome()
+    assert found.problem is None
+    assert (found.state, found.differing, found.lost) == ("done", 0, ())
+    assert sorted(found.attached) == ATTACHED
+
+    sql("UPDATE demo.readings SET value = value + 1 WHERE id IN (SELECT id FROM demo.readings LIMIT 2)")
+    sql("DELETE FROM demo.readings WHERE id = (SELECT max(id) FROM demo.readings)")
+    found = rewrite.outcome()
+    assert found.problem == f"demo.readings and the ledger of its changes differ in 3 of {found.rows} rows"
+    sql("TRUNCATE demo.readings_ledger")
+    sql("INSERT INTO demo.readings_ledger (id, value) SELECT id, value FROM demo.readings")
+    sql("DROP VIEW demo.warm_reading")
+    sql("COMMENT ON TABLE demo.readings IS 'another'")
+    assert rewrite.outcome().problem == "demo.readings lost what it had: view demo.warm_reading, comment"
+    sql("UPDATE headrace.repack SET state = 'failed', problem = 'the disk was full'")
+    again = Rewrite(rewrite_conf, pytest.fail)
+    again._is_made.set()
+    assert again.outcome().problem == "demo.readings was not rewritten as it should be (failed): the disk was full"
+
+
+def test_a_second_rewrite_begins_anew(
+    rewrite_conf: Settings, sql: Callable[..., list[tuple[Any, ...]]], work: Callable[..., list[str]]
+) -> None:
+    """In a folder that is used again a rewrite that is half-way is given up, and one that failed is no obstacle."""
+    choose = ChooseTables(database="control", plan="demo")
+    Rewrite(rewrite_conf, pytest.fail).set_up()
+    (step,) = execution.execute(choose, rewrite_conf)
+    (step,) = execution.execute(step, rewrite_conf)  # a copy is made, changes are logged
+    second = Rewrite(rewrite_conf, pytest.fail)
+    second.set_up()
+    assert sql("SELECT state FROM headrace.repack") == [("aborted",)]
+    assert sql("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'headrace\\_%'") == []
+    sql("UPDATE headrace.repack SET state = 'failed'")
+    third = Rewrite(rewrite_conf, pytest.fail)
+    third.set_up()
+    assert work(choose, settings=rewrite_conf) == []
+    assert third.outcome().problem is None
+
+
+def test_a_rewrite_gone_wrong_fails_the_demonstration() -> None:
+    """Everything else may be well: with a problem of the rewrite the demonstration is not."""
+    progress = Progress(1.0, {}, {}, 0.0, {"dead": 0}, 0, 0, EventsOutcome())
+    well = RewriteOutcome(state="done", bytes_before=2, bytes_after=1, rows=1)
+    outcome = Outcome(progress, 0, 1.0, (), EventsOutcome(missing="no PgQ"), well)
+    assert outcome.good
+    assert not replace(outcome, rewrite=replace(well, differing=1)).good
 
 
 def test_ctrl_c_ends_everything(scratch: Path, demo: subprocess.Popen[str]) -> None:
