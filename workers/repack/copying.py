@@ -11,7 +11,7 @@ from workers.repack.work import GiveUp, Later, Work, as_owner, execute, hold, ro
 
 log = logs.get(__name__)
 
-FIRST_CHUNK_ROWS = 20_000
+FIRST_CHUNK_ROWS = 5_000
 FIRST_CHUNK_BYTES = 32_000_000  # rows may be wide
 UNKNOWN_CHUNK_ROWS = 1_000  # of a table that was never analyzed
 MOST_CHUNK_ROWS = 1_000_000
@@ -75,7 +75,7 @@ def _chunk(work: Work, position: list[str] | None, size: int) -> tuple[list[str]
         with as_owner(conn, shape):
             copied = execute(conn, text, [*before, *(last or [])])
         # Towards chunks of the wanted length, in steps that one slow chunk cannot turn upside down.
-        factor = min(4.0, max(0.5, work.limits.chunk_seconds / max(time.monotonic() - began, 0.001)))
+        factor = min(2.0, max(0.5, work.limits.chunk_seconds / max(time.monotonic() - began, 0.001)))
         following = max(1, min(MOST_CHUNK_ROWS, int(size * factor)))
         # Together with the rows: a chunk that is in the copy is never copied again, one that is not always is.
         store.copied(conn, work.request.id, position=last, rows=copied, chunk_rows=following)

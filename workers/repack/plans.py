@@ -256,7 +256,8 @@ def _request(conn: Connection, schema: str, table: str, oid: int, wish: Wish) ->
     return Request(
         id=repack, schema=schema, table=table, oid=oid, new_oid=None, engine=wish.engine, goal=wish.goal,
         step="prepare", state="active", problem=None, options={}, plan=wish.plan, run=None, shape=None, fingerprint=[],
-        marks=None, position=None, verify_position=None, chunk_rows=None, rows_copied=0, rows_estimated=0, bytes_before=facts.bytes,
+        marks=None, position=None, verify_position=None, chunk_rows=None, rows_copied=0, rows_estimated=0,
+        bytes_before=facts.bytes,
         paused_by=None, is_paused=False, is_early=False, due_at=datetime.now(UTC), backlog_rows=None, reason=None,
         lock_attempts=0, keep_until=None, is_swapped=False, quoted=facts.quoted,
     )  # fmt: skip
