@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workers.database import Connection
+from workers.database import Connection, DatabaseError, first_line, sqlstate
 from workers.errors import PermanentFailure
 from workers.sql_files import migration_files
+from workers.targets import Target
 
 FOUNDATION = "foundation"
 _LOCK = 0x6865616472616365  # "headrace" in ASCII: one migrator per database at a time
@@ -63,6 +65,23 @@ def migrate(conn: Connection, room: str) -> list[str]:
             applied.append(migration.name)
     conn.commit()
     return applied
+
+
+def ensure(conn: Connection, target: Target, rooms: Sequence[str], *, room: str) -> list[str]:
+    """Apply what is missing of several rooms' migrations; the names of what was applied.
+
+    Raises PermanentFailure, with what to do, when the login may not: the schema is `room`'s to set up.
+    """
+    try:
+        return [name for one in rooms for name in migrate(conn, one)]
+    except DatabaseError as error:
+        if sqlstate(error) != "42501":
+            raise
+        conn.rollback()
+        raise PermanentFailure(
+            f"{target.name}: the schema headrace cannot be made: {first_line(error)}; have its owner run"
+            f" GRANT CREATE ON DATABASE for this role, or run `headrace {room} setup` as one who may"
+        ) from error
 
 
 def status(conn: Connection, room: str) -> tuple[list[str], list[Migration]]:

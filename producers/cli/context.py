@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -97,6 +98,33 @@ def json_option(command: F) -> F:
         help="One JSON document on stdout.",
     )
     return option(command)
+
+
+def here_options(command: F) -> F:
+    """`--here`, `--wait`, `--here-timeout`: of every command that works by messages."""
+    for option in (
+        click.option(
+            "--here-timeout", type=float, default=600.0, show_default=True,
+            help="Seconds to wait for locks and servers with --here, from the last progress on.",
+        ),
+        click.option("--wait", is_flag=True, help="Follow the work until it is done."),
+        click.option("--here", is_flag=True, help="Do the work in this process: no Redis, no worker."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def asked_at_once(names: Sequence[str], ask: Callable[[str], dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `ask` says of each name, in their order; a slow server keeps only its own thread waiting."""
+
+    def one(name: str) -> dict[str, Any]:
+        try:
+            return ask(name)
+        finally:
+            database.close_all()
+
+    with ThreadPoolExecutor(max_workers=max(1, min(32, len(names)))) as pool:
+        return list(pool.map(one, names))
 
 
 def _cell(value: Any) -> str:

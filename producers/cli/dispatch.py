@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from producers.cli import follow
-from producers.cli.context import State, json_option, pass_state
+from producers.cli.context import State, here_options, json_option, pass_state
 from producers.cli.dispatch_drain import drain
 from producers.cli.dispatch_events import drop, failed, partitions, replay
-from producers.cli.dispatch_options import consumers_of, cube_file, here_options, legacy_option, refused_switches
+from producers.cli.dispatch_options import consumers_of, cube_file, legacy_option, refused_switches
 from producers.cli.dispatch_places import adopt, register, resume, rewind, unregister
 from producers.cli.dispatch_setup import import_, install_pgq, setup, triggers
 from producers.cli.dispatch_status import status

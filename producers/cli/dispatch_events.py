@@ -8,12 +8,11 @@ from datetime import timedelta
 import click
 
 from producers.cli import follow
-from producers.cli.context import DONE, SOME_FAILED, State, json_option, pass_state
+from producers.cli.context import DONE, SOME_FAILED, State, here_options, json_option, pass_state
 from producers.cli.dispatch_options import (
     consumer_argument,
     consumers_of,
     event_numbers,
-    here_options,
     legacy_option,
     split,
     the_consumer,

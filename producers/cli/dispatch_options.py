@@ -48,20 +48,6 @@ def cube_file() -> api.CubeFile | None:
     return found
 
 
-def here_options(command: F) -> F:
-    """`--here`, `--wait`, `--here-timeout`."""
-    for option in (
-        click.option(
-            "--here-timeout", type=float, default=600.0, show_default=True,
-            help="Seconds to wait for locks and servers with --here.",
-        ),
-        click.option("--wait", is_flag=True, help="Follow the work until it is done."),
-        click.option("--here", is_flag=True, help="Do the work in this process: no Redis, no worker."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
 def refused_switches(command: F) -> F:
     """cube_dispatcher's own switches that have no place in one run: each ends the command and says what replaces it."""
 

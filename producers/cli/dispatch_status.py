@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import click
 
-from producers.cli.context import DONE, SOME_FAILED, UNREACHABLE, State, json_option, pass_state
+from producers.cli.context import DONE, SOME_FAILED, UNREACHABLE, State, asked_at_once, json_option, pass_state
 from producers.cli.dispatch_options import consumer_argument, consumers_of, legacy_option
-from workers import database
 from workers.dispatch import api
 from workers.errors import HeadraceError, ServerUnavailable
 from workers.settings import Settings
@@ -47,11 +45,8 @@ def statuses(conf: Settings, names: Sequence[str]) -> list[dict[str, Any]]:
             return {"consumer": name, "unreachable": str(error)}
         except HeadraceError as error:
             return {"consumer": name, "needs": [str(error)]}
-        finally:
-            database.close_all()
 
-    with ThreadPoolExecutor(max_workers=max(1, min(32, len(names)))) as pool:
-        return list(pool.map(one, names))
+    return asked_at_once(names, one)
 
 
 def needs_of(documents: Sequence[dict[str, Any]]) -> list[str]:

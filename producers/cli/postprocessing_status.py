@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import click
 
-from producers.cli.context import DONE, SOME_FAILED, State, json_option, pass_state
+from producers.cli.context import DONE, SOME_FAILED, State, asked_at_once, json_option, pass_state
 from producers.cli.postprocessing_options import database_option, legacy_option
-from workers import database
 from workers.errors import HeadraceError
 from workers.postprocessing import api
 from workers.settings import Settings
@@ -43,11 +41,8 @@ def statuses(conf: Settings, names: Sequence[str]) -> list[dict[str, Any]]:
             return api.status(conf, name)
         except HeadraceError as error:
             return {"database": name, "unreachable": str(error)}
-        finally:
-            database.close_all()
 
-    with ThreadPoolExecutor(max_workers=max(1, min(32, len(names)))) as pool:
-        return list(pool.map(one, names))
+    return asked_at_once(names, one)
 
 
 def needs_of(documents: Sequence[dict[str, Any]]) -> list[str]:

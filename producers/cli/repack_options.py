@@ -124,20 +124,6 @@ def scope(state: State, *, everywhere: bool = False, database_name: str | None =
     return Scope(conf, databases, {db: found for db, found in of_each.items() if found}, file, name not in (None, ALL))
 
 
-def here_options(command: F) -> F:
-    """`--here`, `--wait`, `--here-timeout`."""
-    for option in (
-        click.option(
-            "--here-timeout", type=float, default=600.0, show_default=True,
-            help="Seconds without getting further after which --here gives up; what is done stays.",
-        ),
-        click.option("--wait", is_flag=True, help="Follow the work until it is done."),
-        click.option("--here", is_flag=True, help="Do the work in this process: no Redis, no worker."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
 def rules_options(command: F) -> F:
     """What this request has another way than the settings say."""
 

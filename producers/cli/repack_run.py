@@ -12,12 +12,11 @@ import click
 
 from producers.cli import repack_choice as choice
 from producers.cli import repack_work as work
-from producers.cli.context import DONE, SOME_FAILED, State, json_option, pass_state
+from producers.cli.context import DONE, SOME_FAILED, State, here_options, json_option, pass_state
 from producers.cli.repack_options import (
     Scope,
     check_worker_knows,
     given,
-    here_options,
     places_options,
     plan_option,
     rules_options,

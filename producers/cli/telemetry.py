@@ -13,7 +13,7 @@ import click
 import yaml
 
 from producers.cli import follow
-from producers.cli.context import DONE, SOME_FAILED, State, json_option, pass_state
+from producers.cli.context import DONE, SOME_FAILED, State, here_options, json_option, pass_state
 from workers import paths
 from workers.errors import NothingToDo
 from workers.messages import IngestFile, Message, TakeInventory
@@ -30,23 +30,6 @@ def legacy_options(command: Any) -> Any:
         multiple=True,
         help="An xtelemdb TOML file; several are merged, the last wins. Words like database.port=5433 override it.",
     )(command)
-    return command
-
-
-def here_options(command: Any) -> Any:
-    """`--here`, `--wait`, `--here-timeout`."""
-    for option in (
-        click.option("--here", is_flag=True, help="Do the work in this process: no Redis, no worker."),
-        click.option("--wait", is_flag=True, help="Follow the work until it is done."),
-        click.option(
-            "--here-timeout",
-            type=float,
-            default=600.0,
-            show_default=True,
-            help="Seconds to wait for locks and servers with --here.",
-        ),
-    ):
-        command = option(command)
     return command
 
 

@@ -87,16 +87,7 @@ def ensure(scope: Scope) -> None:
 
 def migrate(conn: Connection, target: Target) -> list[str]:
     """Apply what is missing of our tables; the names of what was applied."""
-    try:
-        return [name for room in ROOMS for name in migrations.migrate(conn, room)]
-    except database.DatabaseError as error:
-        if database.sqlstate(error) != "42501":
-            raise
-        conn.rollback()
-        raise PermanentFailure(
-            f"{target.name}: the schema headrace cannot be made: {database.first_line(error)}; have its owner run"
-            " GRANT CREATE ON DATABASE for this role, or run `headrace dispatch setup` as one who may"
-        ) from error
+    return migrations.ensure(conn, target, ROOMS, room="dispatch")
 
 
 def park(conn: Connection, scope: Scope, why: str) -> None:

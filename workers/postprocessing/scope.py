@@ -8,7 +8,7 @@ from typing import Literal
 
 from workers import database, migrations
 from workers.database import Connection
-from workers.errors import PermanentFailure, ServerUnavailable
+from workers.errors import ServerUnavailable
 from workers.postprocessing import store
 from workers.postprocessing.jobs import daily_schedule
 from workers.postprocessing.schedule import Schedule
@@ -113,13 +113,4 @@ def _prepare(target: Target) -> Facts:
 
 def ensure(conn: Connection, target: Target, rooms: tuple[str, ...] = ROOMS) -> list[str]:
     """Apply what is missing of our tables; the migrations applied. Raises PermanentFailure when the role may not."""
-    try:
-        return [name for room in rooms for name in migrations.migrate(conn, room)]
-    except database.DatabaseError as error:
-        if database.sqlstate(error) != "42501":
-            raise
-        conn.rollback()
-        raise PermanentFailure(
-            f"{target.name}: the schema headrace cannot be made: {database.first_line(error)}; have its owner "
-            "run GRANT CREATE ON DATABASE for this role, or run `headrace postprocessing setup` as one who may"
-        ) from error
+    return migrations.ensure(conn, target, rooms, room="postprocessing")

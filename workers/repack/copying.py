@@ -33,11 +33,11 @@ def copy(work: Work) -> Later | None:
         if position is None:
             log.info("repack.copied", table=request.name, order=shape.order_text)
             return None
-        hold = work.pace.hold(datetime.now(UTC), last_chunk_seconds=seconds)
-        if hold is not None and hold.seconds > work.limits.chunk_seconds * 2:
-            return Later(hold.seconds, hold.reason)
-        if hold is not None:
-            time.sleep(hold.seconds)
+        pause = work.pace.hold(datetime.now(UTC), last_chunk_seconds=seconds)
+        if pause is not None and pause.seconds > work.limits.chunk_seconds * 2:
+            return Later(pause.seconds, pause.reason)
+        if pause is not None:
+            time.sleep(pause.seconds)
         if work.is_over:
             return Later()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.errors import Cancelled, RetryLater
+from workers.errors import RetryLater
 from workers.repack import ending, reindexing, store
 from workers.repack.reindexing import Bounds
 from workers.repack.work import Busy, Later, Work
@@ -34,8 +34,6 @@ def step(work: Work) -> Later | None:
             conn, request.schema, request.table, bounds, names=list(left), tablespace=work.rules.index_tablespace,
             done=done,
         )  # fmt: skip
-    except Cancelled:
-        raise
     except RetryLater as reason:
         raise Busy(str(reason)) from reason
     store.next_step(conn, request.id, "drop")

@@ -241,7 +241,7 @@ def _try_again(work: Work, reason: Busy) -> Later:
         log.info("repack.busy", table=request.name, step=request.step, attempt=attempts, reason=str(reason))
         return Later(wait, f"attempt {attempts}: {reason}")
     problem = f"{request.name}: the lock was not to be had in {attempts} attempts: {reason}"
-    if request.step == "prepare":
+    if request.step == "prepare" or request.engine == "reindex":  # there is no copy to be kept in step
         raise_after_clean(work, GiveUp("lock", problem))
     problem += f"; the copy is kept in step: end who holds it, then `headrace repack swap {request.name}`, or `abort`"
     store.wait_for_person(work.conn, request.id, problem, timedelta(seconds=work.settings.repack.replay_seconds))

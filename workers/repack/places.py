@@ -7,7 +7,6 @@ from datetime import timedelta
 
 from workers import database, migrations
 from workers.database import Connection
-from workers.errors import PermanentFailure
 from workers.settings import Settings
 from workers.targets import CONTROL, Target
 
@@ -31,16 +30,7 @@ def ensure(target: Target) -> None:
 
 def migrate(conn: Connection, target: Target) -> list[str]:
     """Apply what is missing of our tables; the names of what was applied."""
-    try:
-        return [name for room in ROOMS for name in migrations.migrate(conn, room)]
-    except database.DatabaseError as error:
-        if database.sqlstate(error) != "42501":
-            raise
-        conn.rollback()
-        raise PermanentFailure(
-            f"{target.name}: the schema headrace cannot be made: {database.first_line(error)}; have its owner run"
-            " GRANT CREATE ON DATABASE for this role, or run `headrace repack setup` as one who may"
-        ) from error
+    return migrations.ensure(conn, target, ROOMS, room="repack")
 
 
 def names(settings: Settings) -> list[str]:

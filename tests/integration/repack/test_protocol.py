@@ -587,3 +587,14 @@ def test_a_table_that_fails_does_not_keep_a_plan_from_the_others(conf: Settings,
                 with suppress(HeadraceError):
                     execution.execute(first, with_plan)
     assert {name for (name,) in sql("SELECT table_name FROM headrace.repack")} == {"a", "b"}
+
+
+def test_indexes_that_are_always_in_use_end_their_request(conf: Settings, sql: Ask, dsn: str) -> None:
+    """Rebuilding indexes leaves no copy that could wait for a person: out of attempts it fails, and all is clean."""
+    sql(TABLE)
+    one = walk(conf, sql, engine="reindex", limits={"reindex_wait_seconds": 0.2, "lock_attempts": 2}).until("index")
+    with session(dsn) as cursor:
+        cursor.execute("SELECT count(*) FROM app.t")  # in a transaction that stays open
+        one.again(2)
+    assert one.row("state", "reason") == ("failed", "lock")
+    assert sql("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == [(0,)] and sql(LEFT) == []
