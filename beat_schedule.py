@@ -18,6 +18,9 @@ beat_schedule: dict[str, dict[str, Any]] = {
     # The safe foot of ingest: what no watcher saw is found by walking the folders. The tick itself obeys
     # `telemetry.sweep_seconds`; it fires more often so that small values work.
     "telemetry-sweep": _every("ticks.telemetry_sweep", 10.0),
+    # The safe foot of products: wakes idle builders, ends what dead workers left, and once per `products.sweep_seconds`
+    # has folders looked at and everything compared. A build whose message got lost starts at most this much later.
+    "products": _every("ticks.products", 2.0),
     # A job starts at most this long after it is due, and an edit of a job is seen as soon. A look costs a handful of
     # index reads per database.
     "postprocessing": _every("ticks.postprocessing", 1.0),

@@ -6,13 +6,14 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from producers import dispatch, postprocessing, repack
+from producers import dispatch, postprocessing, products, repack
 from workers import hosts, logs, pauses, reaper, settings
 from workers.app import app, queue_depths, send
 from workers.dispatch import api as queues
 from workers.errors import HeadraceError, NothingToDo, RetryLater
 from workers.messages import IngestFile, TakeInventory
 from workers.postprocessing import api as jobs
+from workers.products import api as archive
 from workers.repack import api as rewrites
 from workers.telemetry import api as telemetry
 
@@ -56,6 +57,15 @@ def telemetry_sweep() -> None:
             send(files, slot=f"sweep-{_slot(conf.telemetry.requeue_seconds)}")
     except RetryLater as error:
         log.warning("tick.waits", tick="telemetry_sweep", reason=str(error))
+
+
+@app.task(name="ticks.products", **_LIMIT)
+def look_for_products() -> None:
+    """Have incoming folders looked at, stale products found and built, and what dead workers left ended."""
+    try:
+        products.look_everywhere(settings.current())
+    except RetryLater as error:
+        log.warning("tick.waits", tick="products", reason=str(error))
 
 
 @app.task(name="ticks.postprocessing", **_LIMIT)
@@ -103,6 +113,7 @@ def forget_old_runs() -> None:
         ("jobs", _forget_old_job_runs),
         ("events", _forget_events),
         ("rewrites", rewrites.forget_old),
+        ("builds", archive.forget_old),
     ):
         try:
             forget(conf)

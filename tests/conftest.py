@@ -26,6 +26,7 @@ from workers.dispatch import consumers
 from workers.messages import Message
 from workers.postprocessing import api as postprocessing
 from workers.postprocessing import scope
+from workers.products import identifying, room
 from workers.repack import places
 from workers.services.postgres import PostgresServer
 from workers.services.valkey import ValkeyServer
@@ -89,6 +90,7 @@ def template(servers: Servers) -> str:
         migrations.migrate(conn, migrations.FOUNDATION)
         migrations.migrate(conn, "dispatch")
         migrations.migrate(conn, "repack")
+        migrations.migrate(conn, "products")
     api.setup(conf)
     postprocessing.set_up(conf, "control")
     database.close_all()
@@ -140,6 +142,8 @@ def _clone(servers: Servers, template: str) -> Iterator[str]:
     scope._known.clear()
     consumers.forget()
     places.forget()
+    room.forget()
+    identifying.forget()
     _drop(servers, name)
 
 

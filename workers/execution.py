@@ -21,6 +21,7 @@ M = TypeVar("M", bound=Message)
 Verb = Callable[[M, Settings], Sequence[Message]]
 TASK_MODULES = (
     "workers.telemetry.tasks",
+    "workers.products.tasks",
     "workers.postprocessing.tasks",
     "workers.dispatch.tasks",
     "workers.repack.tasks",

@@ -72,6 +72,66 @@ class TakeInventory(Message):
         return f"{self.host}:inventory:{self.folder or '*'}"
 
 
+class IngestIncoming(Message):
+    """Look at a mission's incoming folder, and take in the files that have settled."""
+
+    task: ClassVar[str] = "products.ingest"
+    room: ClassVar[str] = "products"
+    host: str = Field(min_length=1)
+    mission: str = Field(min_length=1)
+    then_build: bool = True
+
+    def key(self) -> str:
+        return f"{self.host}:ingest {self.mission}"
+
+
+class PlanProducts(Message):
+    """Ask which outputs of a mission are stale, and have them built."""
+
+    task: ClassVar[str] = "products.plan"
+    room: ClassVar[str] = "products"
+    host: str = Field(min_length=1)
+    mission: str = Field(min_length=1)
+
+    def key(self) -> str:
+        return f"{self.host}:plan {self.mission}"
+
+
+class BuildProducts(Message):
+    """Build what is due, one output after the other, for a while. A host has so many lanes as it builds at once."""
+
+    task: ClassVar[str] = "products.build"
+    room: ClassVar[str] = "products"
+    host: str = Field(min_length=1)
+    lane: int = Field(ge=1)
+
+    def key(self) -> str:
+        return f"{self.host}:lane {self.lane}"
+
+
+class TendProducts(Message):
+    """End what dead workers left on a host: processes of codes, half-placed files, scratch folders."""
+
+    task: ClassVar[str] = "products.tend"
+    room: ClassVar[str] = "products"
+    host: str = Field(min_length=1)
+
+    def key(self) -> str:
+        return f"{self.host}:tend"
+
+
+class CheckFiles(Message):
+    """Compare what the database says of a mission's files with the disk of a host."""
+
+    task: ClassVar[str] = "products.check"
+    room: ClassVar[str] = "products"
+    host: str = Field(min_length=1)
+    mission: str = Field(min_length=1)
+
+    def key(self) -> str:
+        return f"{self.host}:check {self.mission}"
+
+
 class RunJob(Message):
     """Run one queued run of a job of a database."""
 
@@ -207,7 +267,8 @@ class ChooseTables(Message):
 MESSAGES: dict[str, type[Message]] = {
     kind.task: kind
     for kind in (
-        IngestFile, TakeInventory, RunJob, DeliverAlerts, DispatchBatch, DispatchSlice, ReplayEvents, TendPartitions,
+        IngestFile, TakeInventory, IngestIncoming, PlanProducts, BuildProducts, TendProducts, CheckFiles,
+        RunJob, DeliverAlerts, DispatchBatch, DispatchSlice, ReplayEvents, TendPartitions,
         RepackStep, BuildIndex, ChooseTables,
     )
 }  # fmt: skip

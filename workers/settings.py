@@ -17,6 +17,7 @@ from pydantic_settings import SettingsError as EnvironmentProblem
 from workers.dispatch_settings import Dispatch
 from workers.errors import SettingsError
 from workers.hdbpp_file import databases_of
+from workers.products_settings import Products
 from workers.repack_settings import Repack
 from workers.room_settings import Alerts, DatabaseJobs, Model, Postprocessing, Telemetry
 from workers.targets import CONTROL, Connection, Target, with_password
@@ -131,6 +132,7 @@ class Settings(BaseSettings):
     retention: Retention = Retention()
     alerts: Alerts = Alerts()
     telemetry: Telemetry = Telemetry()
+    products: Products = Products()
     postprocessing: Postprocessing = Postprocessing()
     dispatch: Dispatch = Dispatch()
     repack: Repack = Repack()
@@ -152,6 +154,7 @@ class Settings(BaseSettings):
         for where, name in (
             ("control.database", self.control.database),
             ("telemetry.database", self.telemetry.database),
+            ("products.database", self.products.database),
             *(("postprocessing.databases", name) for name in self.postprocessing.databases or ()),
             *((f"dispatch.consumers.{key}.source", one.source) for key, one in self.dispatch.consumers.items()),
             *((f"dispatch.consumers.{key}.target", one.target) for key, one in self.dispatch.consumers.items()),

@@ -20,6 +20,7 @@ class LazyGroup(click.Group):
 
     modules: ClassVar[dict[str, tuple[str, str]]] = {
         "telemetry": ("telemetry", "telemetry"),
+        "products": ("products", "products"),
         "postprocessing": ("postprocessing", "postprocessing"),
         "dispatch": ("dispatch", "dispatch"),
         "repack": ("repack", "repack"),

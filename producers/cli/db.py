@@ -13,6 +13,7 @@ from workers.checks import check_broker, check_database
 from workers.dispatch import api as dispatch
 from workers.errors import HeadraceError, ServerUnavailable, SettingsError
 from workers.postprocessing import api as jobs
+from workers.products import api as products
 from workers.repack import api as repack
 from workers.settings import Settings
 from workers.targets import CONTROL, Target
@@ -120,6 +121,7 @@ def _report(state: State, problems: list[str]) -> None:
 def _schemas(conf: Settings) -> list[tuple[Target, str]]:
     ours = [(conf.target(), migrations.FOUNDATION), (conf.target(conf.telemetry.database), "telemetry")]
     ours += [(conf.target(name), room) for name in jobs.names(conf) for room in jobs.migrations_of(conf, name)]
+    ours += products.migrations_of(conf)
     return list(dict.fromkeys(ours + dispatch.migrations_of(conf) + repack.migrations_of(conf)))
 
 

@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -24,6 +24,7 @@ from workers.sql_files import queries
 SQL = queries("foundation")
 FINAL = ("succeeded", "failed", "timeout", "cancelled", "lost", "skipped")
 COUNTED = ("succeeded", "failed", "skipped", "lost", "timeout")
+SUMMED = ("records", "rows", "files", "duplicates", "restored", "quarantined", "built", "unchanged")
 MOST_LINES = 20
 _POLL_SECONDS = 0.3
 
@@ -33,8 +34,14 @@ def who() -> str:
     return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
-def here(state: State, messages: Sequence[Message], *, timeout: timedelta, problems: Sequence[str] = ()) -> int:
-    """Do the messages and what follows from them in this process; report; the exit code."""
+def here(
+    state: State, messages: Sequence[Message], *, timeout: timedelta, problems: Sequence[str] = (),
+    afterwards: Callable[[], Sequence[str]] = tuple,
+) -> int:  # fmt: skip
+    """Do the messages and what follows from them in this process; report; the exit code.
+
+    `afterwards` is asked at the end for problems that are not this run's own.
+    """
     conf = state.settings
     logs.configure(conf.logs.model_copy(update={"level": "WARNING"}))
     requested = written_down(conf, messages)
@@ -45,7 +52,7 @@ def here(state: State, messages: Sequence[Message], *, timeout: timedelta, probl
     finally:
         runs.recorded.reset(token)
     ids = {message.run for message in requested if message.run is not None} | set(seen)
-    return report(state, sorted(ids), trouble)
+    return report(state, sorted(ids), [*trouble, *afterwards()])
 
 
 def enqueue(state: State, messages: Sequence[Message], *, wait: bool, problems: Sequence[str] = ()) -> int:
@@ -92,7 +99,7 @@ def report(state: State, ids: Sequence[int], problems: Sequence[str]) -> int:
     else:
         totals: Counter[str] = Counter()
         for row in rows:
-            totals.update({key: value for key, value in row["counters"].items() if key in ("records", "rows", "files")})
+            totals.update({key: value for key, value in row["counters"].items() if key in SUMMED})
         summary = ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "nothing to do"
         more = ", ".join(f"{value:,.0f} {name}" for name, value in totals.items() if value)
         state.out(f"{summary}{': ' + more if more else ''}")

@@ -36,7 +36,7 @@ _HEADRACE = [*_PYTHON, "producers.cli"]
 
 
 def child_specs(conf: Settings, data_dir: Path, control: Target, endpoints: Endpoints) -> Sequence[ChildSpec]:
-    """Beat, a worker, Flower, and the watcher where there are folders to watch; each with its sign of health."""
+    """Beat, workers, Flower, and watchers of incoming and data folders; each with its sign of health."""
     logs = data_dir / "logs"
     specs = [
         *_workers(conf, logs, control),
@@ -54,6 +54,15 @@ def child_specs(conf: Settings, data_dir: Path, control: Target, endpoints: Endp
             health=lambda: _answers(f"{endpoints['flower_url']}/healthcheck"),
         ),
     ]
+    if "products" in conf.worker.rooms:
+        specs.append(
+            ChildSpec(
+                name="incoming",
+                argv=[*_HEADRACE, "products", "watch"],
+                log_path=logs / "incoming.log",
+                start_after=("worker",),
+            )
+        )
     if conf.telemetry.data_dirs:
         specs.append(
             ChildSpec(

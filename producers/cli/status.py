@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from producers.cli import dispatch_status, postprocessing_status, repack_status
+from producers.cli import dispatch_status, postprocessing_status, products_status, repack_status
 from producers.cli.context import DONE, SOME_FAILED, State, json_option, pass_state
 from workers import queues
 from workers import status as status_module
@@ -41,6 +41,7 @@ def status(state: State) -> int:
     # A room's own tables say what is in order; a run that failed before is history then.
     settled = telemetry.settled(conf, [run["key"] for run in document["failing"] if run["room"] == "telemetry"])
     document["failing"] = [run for run in document["failing"] if run["key"] not in settled]
+    document["products"] = products_status.of(conf)
     document["postprocessing"] = postprocessing_status.statuses(conf, jobs.names(conf))
     document["dispatch"] = dispatch_status.statuses(conf, dispatch.names(conf))
     document["repack"] = repack_status.statuses(conf, list(dict.fromkeys([CONTROL, *repack.names(conf)])))
@@ -48,6 +49,7 @@ def status(state: State) -> int:
         run
         for run in document["failing"]
         if not (run["room"] == "dispatch" and dispatch_status.tells_of(document["dispatch"], run["key"]))
+        and not (run["room"] == "products" and document["products"]["set_up"])
         and not (run["room"] == "repack" and repack_status.tells_of(document["repack"], run["key"]))
     ]
     local = read_status(conf.data_dir)
@@ -87,6 +89,7 @@ def _needs(document: dict[str, Any]) -> list[str]:
             f"{trouble['state']} file on {trouble['host']}: {path}: {error}; "
             f"repair it, or run `headrace telemetry accept {path}` there"
         )
+    needs += document["products"]["needs"]
     needs += postprocessing_status.needs_of(document["postprocessing"])
     needs += dispatch_status.needs_of(document["dispatch"])
     needs += repack_status.needs_of(document["repack"])
@@ -139,6 +142,7 @@ def _print(state: State, document: dict[str, Any]) -> None:
             ("device", "state", "records", "read at", "lag [s]"),
             [(row["device"], row["state"], row["records"], row["ingested_at"], row["lag_seconds"]) for row in worst],
         )
+    products_status.print_status(state, document["products"])
     postprocessing_status.print_status(state, document["postprocessing"])
     dispatch_status.print_status(state, document["dispatch"])
     repack_status.print_status(state, document["repack"])

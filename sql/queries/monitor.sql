@@ -38,3 +38,45 @@ SELECT e.schema_name, e.table_name, e.looked_at, e.verdict, e.bytes, e.bloat_byt
        ORDER BY r.id DESC
        LIMIT 1) AS done ON true
  ORDER BY e.bloat_bytes DESC, e.schema_name, e.table_name
+
+-- name: newest_product_builds
+-- The newest builds with how each ended; what a code wrote is left where it is.
+SELECT b.id AS build, m.name AS mission, coalesce(q.name, p.name) AS product, b.day, b.key, b.state, b.kind,
+       left(b.problem, %(longest)s) AS problem, b.reason, left(b.detail, %(longest)s) AS detail, b.host, b.started_at,
+       extract(epoch FROM coalesce(b.finished_at, clock_timestamp()) - b.started_at)::double precision AS seconds,
+       c.interface || '.' || c.quality || '.' || c.revision AS code
+  FROM (SELECT id, process_id, code_id, day, key, state, kind, problem, reason, detail, host, started_at, finished_at
+          FROM headrace.product_build
+         ORDER BY id DESC
+         LIMIT %(limit)s) AS b
+  JOIN headrace.process p ON p.id = b.process_id
+  JOIN headrace.mission m ON m.id = p.mission_id
+  LEFT JOIN headrace.product q ON q.id = p.output_product
+  LEFT JOIN headrace.code c ON c.id = b.code_id
+ ORDER BY b.id DESC
+
+-- name: builds_of_the_last_hour
+-- How many of the newest builds ended within the last hour, by how.
+SELECT b.state, count(*)
+  FROM (SELECT state, finished_at FROM headrace.product_build ORDER BY id DESC LIMIT %(limit)s) AS b
+ WHERE b.finished_at > clock_timestamp() - '1 hour'::interval
+ GROUP BY b.state
+
+-- name: newest_quarantined
+-- The newest files in quarantine.
+SELECT q.id, m.name AS mission, q.host, q.filename, q.reason, left(q.message, %(longest)s) AS message,
+       left(q.suggestion, %(longest)s) AS suggestion, q.arrived_at
+  FROM headrace.product_quarantine q
+  JOIN headrace.mission m ON m.id = q.mission_id
+ WHERE q.state IN ('moving', 'held')
+ ORDER BY q.id DESC
+ LIMIT %(limit)s
+
+-- name: outputs_by_process
+-- How many outputs of each process of a mission failed, and how many are due, by what was last found out.
+SELECT p.name, count(*) FILTER (WHERE s.has_given_up) AS failed,
+       count(*) FILTER (WHERE s.due_at IS NOT NULL AND NOT s.has_given_up) AS due
+  FROM headrace.product_slot s
+  JOIN headrace.process p ON p.id = s.process_id
+ WHERE p.mission_id = %(mission)s AND p.is_active AND (s.due_at IS NOT NULL OR s.failures > 0)
+ GROUP BY p.name

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from producers.cli import cli
+from workers.products import api
 from workers.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +64,12 @@ def test_the_settings_in_the_readme_are_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
-def test_every_settings_example_loads(block: str) -> None:
-    """What the README shows as settings is understood as it stands."""
+def test_every_settings_example_loads(block: str, tmp_path: Path) -> None:
+    """What the README shows as settings, or as a mission, is understood as it stands."""
+    if "mission:" in block:
+        path = tmp_path / "mission.yaml"
+        path.write_text(block)
+        mission, warnings = api.read_mission(path)
+        assert mission.processes and warnings == []
+        return
     assert Settings(**yaml.safe_load(block)).model_dump(exclude_unset=True)

@@ -14,7 +14,8 @@ from prometheus_client import generate_latest
 from tornado.template import DictLoader
 from tornado.web import HTTPError, URLSpec, authenticated
 
-from workers.monitor import rewrites
+from workers.monitor import archive, rewrites
+from workers.monitor.archive_metrics import counts as products_counts
 from workers.monitor.board import Board, Snapshot
 from workers.monitor.consumers import overview
 from workers.monitor.jobs import sections
@@ -77,7 +78,7 @@ class Metrics(Guarded, monitor.Metrics):
 
 
 class Page(Guarded):
-    """`/headrace`: queues, hosts, pauses, rooms, failures, jobs, consumers, rewrites and telemetry at one look."""
+    """`/headrace`: queues, hosts, pauses, failures and every room at one look."""
 
     def initialize(self, board: Board) -> None:
         self._board = board
@@ -94,6 +95,7 @@ class Page(Guarded):
             sections=list(sections(snapshot.postprocessing)),
             dispatch=overview(snapshot.dispatch, datetime.now(UTC)),
             rewrites=counts(snapshot.repack),
+            products=products_counts(snapshot.products),
         )
 
 
@@ -108,6 +110,42 @@ class RewritesPage(Guarded):
         self.set_header("Refresh", str(REFRESH_SECONDS))
         self.set_header("Cache-Control", "no-store")
         self.render("headrace_repack.html", rewrites=rewrites.overview(found))
+
+
+class ProductsPage(Guarded):
+    """`/headrace/products`: missions, builds in hand, what failed, the quarantine and the newest builds."""
+
+    def initialize(self, board: Board) -> None:
+        self._board = board
+
+    async def get(self) -> None:
+        found = await self._board.products()
+        self.set_header("Refresh", str(REFRESH_SECONDS))
+        self.set_header("Cache-Control", "no-store")
+        self.render("headrace_products.html", products=archive.overview(found))
+
+
+class GraphPicture(Guarded):
+    """`/headrace/products/graph/MISSION.svg`: what is made of what, with what is due and what failed."""
+
+    def initialize(self, board: Board) -> None:
+        self._board = board
+
+    async def get(self, mission: str) -> None:
+        found = await self._board.graph(mission)
+        self.set_header("Cache-Control", "no-store")
+        if found.error is not None:
+            self.set_status(503)
+            self.set_header("Content-Type", "text/plain; charset=utf-8")
+            self.finish(archive.trouble(found.error))
+            return
+        if found.value is None:
+            raise HTTPError(404)
+        self.set_header("Content-Type", "image/svg+xml; charset=utf-8")
+        # A picture is all that it is, whatever a product is called.
+        self.set_header("Content-Security-Policy", "default-src 'none'; sandbox")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.write(found.value)
 
 
 class RevokeRefused(Guarded, BaseApiHandler):
@@ -125,6 +163,8 @@ def install(board: Board, token: str) -> None:
     ours = [
         URLSpec(r"/headrace", Page, {"board": board}, name="headrace"),
         URLSpec(r"/headrace/repack", RewritesPage, {"board": board}, name="headrace-repack"),
+        URLSpec(r"/headrace/products", ProductsPage, {"board": board}, name="headrace-products"),
+        URLSpec(r"/headrace/products/graph/(.+)\.svg", GraphPicture, {"board": board}),
         URLSpec(r"/metrics", Metrics, {"board": board, "token": token}),
         URLSpec(r"/api/task/revoke/(.+)", RevokeRefused),
     ]

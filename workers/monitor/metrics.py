@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from prometheus_client import Metric, generate_latest
 from prometheus_client.registry import Collector
 
-from workers.monitor import consumer_metrics, job_metrics, rewrite_metrics
+from workers.monitor import archive_metrics, consumer_metrics, job_metrics, rewrite_metrics
 from workers.monitor.board import Snapshot
 from workers.monitor.families import gauge
 
@@ -39,6 +39,7 @@ def families(snapshot: Snapshot) -> Iterator[Metric]:
     yield from job_metrics.families(snapshot.postprocessing)
     yield from consumer_metrics.families(snapshot.dispatch)
     yield from rewrite_metrics.families(snapshot.repack)
+    yield from archive_metrics.families(snapshot.products)
 
 
 def _control(snapshot: Snapshot) -> Iterator[Metric]:
