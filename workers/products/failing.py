@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from billiard.exceptions import SoftTimeLimitExceeded
+
 from workers import alerts, database, logs
-from workers.database import Connection
+from workers.database import Connection, DatabaseError, sqlstate
 from workers.errors import HeadraceError
 from workers.products import build_store, room
 from workers.products.build_store import Code, Highest, Input, SlotRow
@@ -116,16 +118,28 @@ def give_up(
 
 
 def abandon(settings: Settings, making: Making, error: BaseException) -> None:
-    """End a build's row whose worker was interrupted; by a connection of its own, as the build's may be broken."""
+    """End a build's row whose worker was interrupted; by a connection of its own, as the build's may be broken.
+
+    What the world did is nobody's fault. A bug counts as an attempt: it would come again, and again at once.
+    """
     try:
         with room.connection(settings, purpose="abandon") as conn:
-            build_store.end_build(
-                conn, making.build, "lost", kind="worker", problem=f"interrupted: {database.first_line(error)}"
-            )
+            if _is_bug(error):
+                failed(conn, settings.products, making, kind="bug", problem=repr(error), outcome=None)
+            else:
+                problem = f"interrupted: {database.first_line(error)}"
+                build_store.end_build(conn, making.build, "lost", kind="worker", problem=problem)
             conn.commit()
     except HeadraceError as reason:
         # The host's tending ends it: the lane is free, and the code's processes are gone.
         log.warning("build.not_ended", build=making.build, reason=str(reason))
+
+
+def _is_bug(error: BaseException) -> bool:
+    if isinstance(error, DatabaseError):
+        # Of a session that has ended the server says nothing.
+        return (sqlstate(error) or "08")[:2] not in ("08", "40", "53", "55", "57")
+    return isinstance(error, Exception) and not isinstance(error, (HeadraceError, SoftTimeLimitExceeded))
 
 
 def tell(conn: Connection, making: Making, event: str, message: str, **facts: Any) -> None:

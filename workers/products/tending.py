@@ -125,14 +125,20 @@ def _settle(conn: Connection, settings: Settings, one: RunningBuild) -> str:
     half = next((file for file in store.half_placed(conn, mission.id, one.host) if file.build == one.id), None)
     slot = build_store.slot(conn, one.slot)
     finished = half is not None and recovery.settle(conn, mission, half)
+    is_ours = build_store.end_build(
+        conn, one.id, "succeeded", output=half.id, output_name=half.filename, exit_status=0
+    ) if finished and half is not None else build_store.end_build(
+        conn, one.id, "lost", kind="worker", problem=f"its worker on {one.host} died"
+    )  # fmt: skip
+    if not is_ours:
+        conn.rollback()
+        return "lost"  # another host has tended it meanwhile
     if finished and half is not None:
-        build_store.end_build(conn, one.id, "succeeded", output=half.id, output_name=half.filename, exit_status=0)
         build_store.link(conn, half.id, one.inputs)
         if slot is not None and one.code is not None:
             seen = build_store.as_of(slot, one.started_at)
             build_store.slot_done(conn, seen, inputs=one.inputs, code=one.code, build=one.id)
     else:
-        build_store.end_build(conn, one.id, "lost", kind="worker", problem=f"its worker on {one.host} died")
         _give_up_killers(conn, mission, one)
     conn.commit()
     if finished and half is not None:
