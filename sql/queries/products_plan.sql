@@ -95,6 +95,15 @@ SELECT e.day, e.key, e.start_at, e.stop_at, e.inputs, e.own, e.has_pending, e.is
     OR s.inputs IS DISTINCT FROM e.inputs OR s.code_id IS DISTINCT FROM e.code_id
  ORDER BY e.day, e.key
 
+-- name: displaced
+-- Files that stand behind these in some process' order of preference, and may reach into other days than they do.
+SELECT DISTINCT f.product_id, f.start_at::date, f.stop_at::date
+  FROM unnest(%(products)s::integer[], %(days)s::date[]) AS t(product, day)
+  JOIN headrace.process_input a ON a.product_id = t.product
+  JOIN headrace.process_input b
+    ON b.process_id = a.process_id AND b.position = a.position AND b.preference > a.preference
+  JOIN headrace.product_file f ON f.product_id = b.product_id AND f.day = t.day AND f.is_newest
+
 -- name: facts_of_files
 -- What verdicts need to know of input files.
 SELECT id, product_id, day, key, interface, quality, revision, filename, is_forced

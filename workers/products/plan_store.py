@@ -210,6 +210,12 @@ def stale(
     return [Slot(*row) for row in SQL["stale"].rows(conn, facts)]
 
 
+def displaced(conn: Connection, changed: Collection[Pending]) -> list[tuple[int, date, date]]:
+    """Product, first and last day of files that give way to these, or come back, where one of several is taken."""
+    facts = {"products": [one.product for one in changed], "days": [one.day for one in changed]}
+    return [(row[0], row[1], row[2]) for row in SQL["displaced"].rows(conn, facts)]
+
+
 def facts_of_files(conn: Connection, ids: Iterable[int]) -> dict[int, FileFacts]:
     """What tells inputs apart, by their ids."""
     wanted = sorted(set(ids))

@@ -72,6 +72,8 @@ def due_after(
     spans: dict[int, tuple[date, date]] = {}
     for one in changed:
         _widen(spans, one.product, one.start_at.date(), one.stop_at.date(), one.day)
+    for product, first, last in plan_store.displaced(conn, changed):
+        _widen(spans, product, first, last)
     pending: list[Pending] = []
     found: list[tuple[Process, Slot]] = []
     for process in processes if processes is not None else plan_store.processes(conn, mission.id):
