@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from workers import database, migrations
+from workers import database, logs, migrations
 from workers import settings as settings_module
 from workers.settings import Settings
 
@@ -47,6 +47,8 @@ class State:
     def prepare(self) -> Settings:
         """Settings, with the control database reached and its migrations applied. Raises ServerUnavailable."""
         conf = self.settings
+        # Unconfigured, the log goes to stdout, where the data are.
+        logs.configure(conf.logs.model_copy(update={"level": "WARNING"}))
         with database.connection(conf.target(), purpose="cli") as conn:
             for name in migrations.migrate(conn, migrations.FOUNDATION):
                 self.say(f"migrated the control database: {name}")

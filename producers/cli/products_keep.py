@@ -229,7 +229,7 @@ def _print_reports(state: State, reports: list[api.CheckReport]) -> None:
         read = f", {choice.size(report.bytes_read)} read" if report.bytes_read else ""
         state.out(f"{report.mission}: {report.files:,} files{read}: {kinds}{fixed}")
     if any(report.fixed["missing"] or report.fixed["corrupt"] for report in reports):
-        state.say("what can be built again is built by workers within a minute, or now by `headrace products build`")
+        state.say("what can be built again is built by workers, or now by `headrace products build`")
 
 
 def _tell_more(state: State, count: int, shown: int) -> None:

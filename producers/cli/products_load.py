@@ -8,7 +8,6 @@ import click
 
 from producers.cli import follow
 from producers.cli.context import DONE, State, json_option, pass_state
-from workers import logs
 from workers.products import api
 
 
@@ -37,7 +36,6 @@ def load(state: State, file: Path, dry_run: bool, neighbours: bool | None, cut_o
     switches = {"neighbours": neighbours, "cut_off": cut_off}
     mission = mission.model_copy(update={name: value for name, value in switches.items() if value is not None})
     conf = state.prepare()
-    logs.configure(conf.logs.model_copy(update={"level": "WARNING"}))
     with api.connection(conf, purpose="load") as conn:
         changes = api.load(conn, mission, host=conf.host, by=follow.who(), dry_run=dry_run)
         if dry_run:

@@ -103,6 +103,8 @@ def check(
         except BaseException:
             stop.set()  # a large file is not read to its end for a check that was given up
             raise
+    if report.fixed:
+        keep_store.ask_for_a_plan(conn, [mission_id])  # what can be built again is, as soon as somebody can
     conn.commit()
     if since is None and until is None:
         for path, detail in dark_files(conn, folders):
