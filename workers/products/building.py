@@ -19,7 +19,7 @@ from pathlib import Path
 
 from workers import logs, paths, runs
 from workers.database import Connection
-from workers.errors import HeadraceError, NothingToDo, PermanentFailure, RetryLater
+from workers.errors import NothingToDo, PermanentFailure, RetryLater
 from workers.messages import BuildProducts, Message
 from workers.products import (
     build_store,
@@ -171,7 +171,7 @@ class _Lane:
             return None
         try:
             making = self._prepared(world, process, step, slot, run)
-        except HeadraceError as error:
+        except PermanentFailure as error:
             assert step.slot.code_id is not None
             failing.give_up(self.conn, world.mission, process, slot, step, kind="definition", problem=str(error))
             self.conn.commit()

@@ -178,7 +178,10 @@ class _Ingest:
         for one in candidates:
             row = known.get(one.arrival.name)
             if row is not None:
-                self._known_name(one, row, run)
+                try:
+                    self._known_name(one, row, run)
+                except (placing.NoRoom, PermanentFailure, OSError) as error:
+                    self._leave(one.arrival, str(error), run)
                 continue
             other = taken.get(_version_of(one.identity))
             if other is not None:
