@@ -13,11 +13,12 @@ from typing import Any
 import click
 import yaml
 
-from producers.cli import demo_dispatch, demo_repack
+from producers.cli import demo_dispatch, demo_products, demo_repack
 from producers.cli.context import DONE, SOME_FAILED, State, json_option, pass_state
 from producers.cli.demo_play import Outcome, Play
 from producers.cli.demo_show import Show
 from producers.cli.services import clear_errors, make_deployment
+from workers.logs import configure as configure_logs
 from workers.services.deployment import DEFAULT_FLOWER_PORT
 from workers.services.endpoints import read_endpoints
 from workers.services.errors import AlreadyRunningError
@@ -54,8 +55,9 @@ def demo(state: State, seconds: float, keep: bool, data_dir: Path | None) -> int
     """Start everything in a scratch folder, let a simulated instrument write and procedures run, and check all of it.
 
     Every record that was written must be in the archive, every slot of the scheduled procedures on record, every
-    change of the instrument's table in its day's partition, and none lost of a bloated table that is rewritten
-    meanwhile. Without PgQ, on this system or by apt-get, the partitions are left out.
+    change of the instrument's table in its day's partition, none lost of a bloated table that is rewritten meanwhile,
+    and each product of a mission's files in its place with the bytes that it should have. Without PgQ, on this system
+    or by apt-get, the partitions are left out.
 
     Servers are always embedded: no settings file and no HEADRACE_ variable of this site is read.
     """
@@ -78,6 +80,7 @@ def demo(state: State, seconds: float, keep: bool, data_dir: Path | None) -> int
 def _perform(state: State, folder: Path, seconds: float, keep: bool) -> bool:
     """The whole demonstration; whether everything went well. Raises KeyboardInterrupt when it was cut short."""
     conf = _own_settings(state, folder)
+    configure_logs(conf.logs.model_copy(update={"level": "WARNING"}))  # stdout is the summary's
     deployment = make_deployment(conf, folder, {})
     show = Show(state, folder)
 
@@ -130,6 +133,11 @@ def _perform(state: State, folder: Path, seconds: float, keep: bool) -> bool:
         state.say(f"headrace: {play.outcome.events.problem}; {logs / 'worker.log'} and {logs / 'beat.log'} tell why")
     if play.outcome.rewrite.problem:
         state.say(f"headrace: {play.outcome.rewrite.problem}; {logs / 'jobs.log'} and {logs / 'beat.log'} tell why")
+    if play.outcome.products.problem:
+        state.say(
+            f"headrace: mission {demo_products.NAME}: {play.outcome.products.problem}; "
+            f"{logs / 'incoming.log'} and {logs / 'worker.log'} tell why"
+        )
     return play.outcome.good
 
 
@@ -168,6 +176,7 @@ def _write_settings(flower_port: int, folder: Path, *, dispatch: dict[str, Any])
         "data_dir": str(folder),
         "flower": {"port": flower_port},
         "telemetry": {"data_dirs": [str(folder / "instrument")], "sweep_seconds": SWEEP_SECONDS},
+        "products": demo_products.SETTINGS,
         "dispatch": dispatch,
         "repack": demo_repack.SETTINGS,
     }

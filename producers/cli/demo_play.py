@@ -1,4 +1,4 @@
-"""What happens in a demonstration: wait until all is healthy, run instrument, jobs, events and rewrite, wait, tell."""
+"""What happens in a demonstration: wait until all is healthy, have each room do its part, wait for its end, tell."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from producers.cli.demo_dispatch import Events, EventsOutcome
 from producers.cli.demo_jobs import JobOutcome, Jobs
+from producers.cli.demo_products import Products, ProductsOutcome
 from producers.cli.demo_repack import Rewrite, RewriteOutcome
 from producers.cli.instrument import DEVICES, Instrument, Written
 from workers import database, queues
@@ -68,6 +69,7 @@ class Progress:
     waiting: int
     runs: int  # of jobs
     events: EventsOutcome
+    outputs: int  # of the mission, built so far
 
     @property
     def all_written(self) -> Written:
@@ -88,6 +90,7 @@ class Outcome:
     jobs: tuple[JobOutcome, ...]
     events: EventsOutcome
     rewrite: RewriteOutcome
+    products: ProductsOutcome
 
     @property
     def arrived(self) -> bool:
@@ -96,8 +99,9 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """Every record and every change event arrived, and every job and the rewrite did what they should."""
-        problems = [*(job.problem for job in self.jobs), self.events.problem, self.rewrite.problem]
+        """Every record, change event and product arrived, and every job and the rewrite did what they should."""
+        others = (self.events.problem, self.rewrite.problem, self.products.problem)
+        problems = [*(job.problem for job in self.jobs), *others]
         return self.arrived and not any(problems)
 
 
@@ -116,11 +120,14 @@ class Play:
         self._on_step, self._on_note, self._on_progress = on_step, on_note, on_progress
         self._on_outcome = on_outcome
         self._began = time.monotonic()
-        self._watcher_log = folder / "logs" / "watcher.log"
-        self._watcher_mark = log_size(self._watcher_log)
+        self._watchers = {
+            name: (log, log_size(log))
+            for name, log in ((name, folder / "logs" / f"{name}.log") for name in ("watcher", "incoming"))
+        }
         self._jobs = Jobs(conf)
         self._events = Events(conf, on_note)
         self._rewrite = Rewrite(conf, on_note)
+        self._products = Products(conf, folder, on_note)
         self._instrument = Instrument(conf.telemetry.data_dirs[0])
         self._instrument_error: BaseException | None = None
         self._history: list[tuple[float, int]] = []
@@ -154,6 +161,7 @@ class Play:
                 del pending[name]
                 if name == "schema":
                     self._events.begin()
+                    self._products.set_up()  # before its watcher starts, which looks for new missions now and then
                 if name == "PgQ" and self._events.missing is not None:
                     self._on_note(f"without change events: {self._events.missing}")
                     continue
@@ -177,10 +185,8 @@ class Play:
         yield "PgQ", lambda _status: self._events.is_settled()
         for name, child in (("worker", "worker"), ("jobs worker", "jobs"), ("beat", "beat"), ("Flower", "flower")):
             yield name, partial(_runs, child=child)
-        yield (
-            "watcher",
-            lambda _status: "watch.started" in last_lines(self._watcher_log, 1000, since_bytes=self._watcher_mark),
-        )
+        for name, (log, mark) in self._watchers.items():
+            yield name, partial(_watches, log=log, mark=mark)
 
     def _observe(self) -> Outcome:
         """Let the instrument write for its time, then wait until all of it has arrived and all else is over."""
@@ -205,8 +211,9 @@ class Play:
             if complete or time.monotonic() > deadline:
                 rows = sum(row["records"] for row in self._ask("rows_arrived"))
                 seconds = time.monotonic() - began
+                products = self._products.at_end(self._pause)  # first: the others go on by themselves meanwhile
                 jobs, events = self._jobs.at_end(self._pause), self._events.at_end(self._pause)
-                return Outcome(progress, rows, seconds, jobs, events, self._rewrite.at_end(self._pause))
+                return Outcome(progress, rows, seconds, jobs, events, self._rewrite.at_end(self._pause), products)
             self._pause(POLL_SECONDS)
 
     def _write(self, ends: threading.Event) -> None:
@@ -228,6 +235,7 @@ class Play:
             written[_FORM_OF[device]] += count
         self._events.play(by_device)
         self._rewrite.play()
+        self._products.play()
         lag = api.lag(self._conf, self._since)
         waiting = sum(queue_depths(queues.names_for(self._conf)).values())
         now, total = time.monotonic(), sum(read.values(), Written()).records
@@ -235,7 +243,8 @@ class Play:
         first_at, first_total = self._history[0]
         rate = (total - first_total) / (now - first_at) if now > first_at else 0.0
         runs = sum(job.runs for job in self._jobs.outcomes(self._since))
-        return Progress(now - began, written, read, rate, lag, waiting, runs, self._events.outcome())
+        events, outputs = self._events.outcome(), self._products.built()
+        return Progress(now - began, written, read, rate, lag, waiting, runs, events, outputs)
 
     @property
     def _since(self) -> datetime:
@@ -264,6 +273,10 @@ def _answers(running: Callable[[], bool]) -> bool:
     with suppress(ServiceError):
         return running()
     return False
+
+
+def _watches(_status: SupervisorStatus | None, *, log: Path, mark: int) -> bool:
+    return "watch.started" in last_lines(log, 1000, since_bytes=mark)
 
 
 def _runs(status: SupervisorStatus | None, *, child: str) -> bool:

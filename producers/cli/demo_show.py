@@ -19,6 +19,7 @@ from producers.cli.context import State
 from producers.cli.demo_dispatch import SOURCE, TARGET, EventsOutcome
 from producers.cli.demo_jobs import JobOutcome
 from producers.cli.demo_play import Outcome, Progress, Step
+from producers.cli.demo_products import NAME, ProductsOutcome
 from producers.cli.demo_repack import QUALIFIED, RewriteOutcome
 from workers.repack import api
 from workers.services.endpoints import Endpoints
@@ -102,10 +103,13 @@ class Show:
         out("")
         Console(highlight=False, soft_wrap=True).print(_jobs_table(outcome.jobs))
         out("")
-        about = [*_about_jobs(outcome.jobs), "", *_about_events(outcome.events), "", *_about_rewrite(outcome.rewrite)]
-        for line in about:
-            out(line)
-        out("")
+        for about in (
+            _about_jobs(outcome.jobs), _about_events(outcome.events), _about_rewrite(outcome.rewrite),
+            _about_products(outcome.products),
+        ):  # fmt: skip
+            for line in about:
+                out(line)
+            out("")
         for line in self._where_to_look(endpoints) if kept else _next_steps() if outcome.good else []:
             out(line)
         if not kept:
@@ -125,6 +129,7 @@ class Show:
             f"  jobs     headrace --config {config} postprocessing list",
             f"  events   SELECT * FROM {TARGET}; headrace --config {config} dispatch status",
             f"  rewrite  headrace --config {config} repack status",
+            f"  products headrace --config {config} products status; files: {self._folder / 'mission'}",
             f"  files    {self._folder / 'instrument'}; logs: {self._folder / 'logs'}",
             "  more     README.md",
         ]
@@ -147,6 +152,7 @@ class Show:
             "jobs": {line.job.name: _job_document(line) for line in outcome.jobs},
             "events": asdict(outcome.events) | {"problem": outcome.events.problem},
             "rewrite": asdict(outcome.rewrite) | {"problem": outcome.rewrite.problem},
+            "products": asdict(outcome.products) | {"problem": outcome.products.problem},
             "steps": {step.name: round(step.seconds, 2) for step in self._steps},
             "data_dir": self._folder,
             "flower_url": endpoints["flower_url"],
@@ -228,6 +234,17 @@ def _about_rewrite(rewrite: RewriteOutcome) -> list[str]:
     ]
 
 
+def _about_products(products: ProductsOutcome) -> list[str]:
+    if products.problem is not None:
+        return [f"Mission {NAME}: {products.problem}; that is WRONG."]
+    return [
+        f"Mission {NAME}: {products.came_in} files came in, {products.built} outputs were built, {products.repaired} "
+        f"of them to repair what was damaged on purpose; {products.quarantined} file is in quarantine, on purpose.",
+        f"All {products.verified} files verified: each output is there once, as the database has it, and is what its "
+        "code makes of its newest inputs.",
+    ]
+
+
 def _times(count: int) -> str:
     return {1: "once", 2: "twice"}.get(count, f"{count} times")
 
@@ -252,7 +269,7 @@ def _conditions(progress: Progress) -> str:
     about_events = f"; events: {events.applied} applied{failed}, lag {_seconds(events.lag_seconds)}"
     return (
         f"{progress.rate:,.0f} records/s, lag p50 {_seconds(lag['p50'])} p99 {_seconds(lag['p99'])}, "
-        f"{progress.waiting} messages waiting; jobs: {progress.runs} runs"
+        f"{progress.waiting} messages waiting; jobs: {progress.runs} runs; products: {progress.outputs}"
         f"{about_events if events.missing is None else ''}"
     )
 

@@ -274,3 +274,43 @@ UNION ALL
 SELECT 'comment', obj_description(t.oid, 'pg_class')
   FROM t
  WHERE obj_description(t.oid, 'pg_class') IS NOT NULL
+
+-- name: last_day
+-- The last day of which a mission has a file; NULL if it has none.
+SELECT max(f.day)
+  FROM headrace.product_file AS f
+  JOIN headrace.mission AS m ON m.id = f.mission_id
+ WHERE m.name = %(mission)s
+
+-- name: mission_files
+-- The files of a mission for days from one on.
+SELECT f.id, p.name AS product, f.day, f.filename, f.place, f.state, f.is_newest, f.sha256, f.inputs
+  FROM headrace.product_file AS f
+  JOIN headrace.product AS p ON p.id = f.product_id
+  JOIN headrace.mission AS m ON m.id = f.mission_id
+ WHERE m.name = %(mission)s AND f.day >= %(since)s
+ ORDER BY f.day, f.id
+
+-- name: builds
+-- Of a mission's outputs for days from one on: runs that ended well, those of them that repaired, those that failed, those
+-- that had the same inputs and the same code as another one, and outputs that are due.
+WITH run AS (
+    SELECT b.state, b.reason IN ('MISSING_OUTPUT', 'CORRUPT_OUTPUT') AS repairs,
+           (b.process_id, b.day, b.key, b.inputs, b.code_id)::text AS what
+      FROM headrace.product_build AS b
+      JOIN headrace.process AS p ON p.id = b.process_id
+      JOIN headrace.mission AS m ON m.id = p.mission_id
+     WHERE m.name = %(mission)s AND b.day >= %(since)s
+), ended AS (
+    SELECT r.repairs, r.what FROM run AS r WHERE r.state IN ('succeeded', 'unchanged')
+)
+SELECT count(*) AS built,
+       count(*) FILTER (WHERE e.repairs) AS repaired,
+       count(*) FILTER (WHERE NOT e.repairs) - count(DISTINCT e.what) FILTER (WHERE NOT e.repairs) AS repeated,
+       (SELECT count(*) FROM run AS r WHERE r.state NOT IN ('running', 'succeeded', 'unchanged')) AS failed,
+       (SELECT count(*)
+          FROM headrace.product_slot AS s
+          JOIN headrace.process AS p ON p.id = s.process_id
+          JOIN headrace.mission AS m ON m.id = p.mission_id
+         WHERE m.name = %(mission)s AND s.day >= %(since)s AND s.due_at IS NOT NULL) AS due
+  FROM ended AS e

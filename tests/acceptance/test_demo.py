@@ -1,4 +1,4 @@
-"""`headrace demo` as a newcomer runs it: all arrives, runs and is rewritten as it should, and no process stays."""
+"""`headrace demo` as a newcomer runs it: all arrives, runs, is rewritten and built as it should; no process stays."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 
-from producers.cli import demo_dispatch, demo_repack
+from producers.cli import demo_dispatch, demo_products, demo_repack
 from producers.cli.demo_dispatch import Events, EventsOutcome
 from producers.cli.demo_jobs import Jobs
 from producers.cli.demo_play import Outcome, Progress
+from producers.cli.demo_products import Products, ProductsOutcome
 from producers.cli.demo_repack import Rewrite, RewriteOutcome
 from producers.cli.instrument import Written
 from tests.integration.dispatch.conftest import missing, pl_only_sql  # noqa: F401
@@ -31,7 +32,8 @@ from workers import settings as settings_module
 from workers.dispatch import api
 from workers.dispatch_settings import Dispatch
 from workers.errors import PermanentFailure
-from workers.messages import ChooseTables, ReplayEvents
+from workers.messages import ChooseTables, IngestIncoming, PlanProducts, ReplayEvents
+from workers.products_settings import Products as ProductRules
 from workers.repack_settings import Repack
 from workers.services.postgres import PostgresServer
 from workers.services.processes import is_alive, process_state
@@ -169,8 +171,17 @@ def assert_rewritten(rewrite: dict[str, Any]) -> None:
     assert sorted(rewrite["attached"]) == ATTACHED
 
 
+def assert_products_verified(products: dict[str, Any]) -> None:
+    """Files of days came in, and everything made of them is right, what was damaged on purpose included."""
+    assert products["problem"] is None
+    assert products["came_in"] >= 4
+    assert products["built"] >= 3 + 3 + products["repaired"]
+    assert products["verified"] >= 3 * 3 + 2  # three days of three products, and the older version of a file and its L1
+    assert (products["found"], products["repaired"], products["quarantined"]) == (["missing", "corrupt"], 2, 1)
+
+
 def test_every_record_arrives_and_nothing_stays(scratch: Path, environment: dict[str, str]) -> None:
-    """It ends by itself: all records in the archive, all slots, events and changes where they belong, no folder."""
+    """It ends by itself: all records in the archive, all slots, events, changes and products where they belong."""
     done = subprocess.run(
         [*HEADRACE, "--seconds", "4", "--json"],
         cwd=scratch, env=environment, capture_output=True, text=True, timeout=100, check=False,
@@ -185,12 +196,13 @@ def test_every_record_arrives_and_nothing_stays(scratch: Path, environment: dict
     assert list(document["steps"])[:2] == ["PostgreSQL", "Valkey"]
     assert_jobs_ran(document)
     assert_rewritten(document["rewrite"])
+    assert_products_verified(document["products"])
     assert "password" not in done.stdout.lower()
     assert list((scratch / "tmp").iterdir()) == []
     if document["events"]["missing"] is not None:
-        assert len(document["steps"]) == 8
+        assert len(document["steps"]) == 9
         missing(document["events"]["missing"])
-    assert len(document["steps"]) == 9
+    assert len(document["steps"]) == 10
     assert_events_arrived(document["events"])
 
 
@@ -357,13 +369,89 @@ def test_a_second_rewrite_begins_anew(
     assert third.outcome().problem is None
 
 
-def test_a_rewrite_gone_wrong_fails_the_demonstration() -> None:
-    """Everything else may be well: with a problem of the rewrite the demonstration is not."""
-    progress = Progress(1.0, {}, {}, 0.0, {"dead": 0}, 0, 0, EventsOutcome())
+def test_a_room_gone_wrong_fails_the_demonstration() -> None:
+    """Everything else may be well: with a problem of the rewrite, or of a product, the demonstration is not."""
+    progress = Progress(1.0, {}, {}, 0.0, {"dead": 0}, 0, 0, EventsOutcome(), 0)
     well = RewriteOutcome(state="done", bytes_before=2, bytes_after=1, rows=1)
-    outcome = Outcome(progress, 0, 1.0, (), EventsOutcome(missing="no PgQ"), well)
+    built = ProductsOutcome(damaged=("a", "b"), found=("missing", "corrupt"), repaired=2, quarantined=1)
+    outcome = Outcome(progress, 0, 1.0, (), EventsOutcome(missing="no PgQ"), well, built)
     assert outcome.good
     assert not replace(outcome, rewrite=replace(well, differing=1)).good
+    assert not replace(outcome, products=replace(built, wrong=("a file is missing",))).good
+
+
+@pytest.fixture
+def products_conf(conf: Settings) -> Settings:
+    """Settings with the demonstration's rules for products, but that files settle at once."""
+    rules = ProductRules.model_validate(demo_products.SETTINGS | {"settle_seconds": 0.0})
+    return conf.model_copy(update={"products": rules})
+
+
+def build(conf: Settings, products: Products, work: Callable[..., list[str]], *, deliveries: int = 0) -> None:
+    """Take in so many more deliveries, one after the other, and build all that is stale."""
+    for _ in range(deliveries):
+        products.deliver()
+        assert work(IngestIncoming(host="here", mission="DEMO"), settings=conf) == []
+    assert work(PlanProducts(host="here", mission="DEMO"), settings=conf) == []
+
+
+def test_each_trouble_with_products_is_told(
+    products_conf: Settings, tmp_path: Path, sql: Callable[..., list[tuple[Any, ...]]], work: Callable[..., list[str]]
+) -> None:
+    """Files that did not come in, outputs that are not built, damaged, too much or made of other bytes: all told."""
+    products = Products(products_conf, tmp_path, lambda _note: None)
+    products.set_up()
+    products.deliver()
+    assert products.outcome().problem == "demo_L0_20270301_v1.0.0.dat did not come in, and 4 more"
+    assert work(IngestIncoming(host="here", mission="DEMO", then_build=False), settings=products_conf) == []
+    assert products.outcome().wrong == ("there is no L1 of 2027-03-01", "there is no L2 of 2027-03-01")
+    build(products_conf, products, work, deliveries=3)
+    assert products.outcome().problem == "there was nothing that could be damaged on purpose"
+    assert products.damage()
+    damaged = {"demo_L1_20270301_v1.0.0.dat is missing", "demo_L2_20270302_v1.2.0.dat is corrupt"}
+    assert damaged <= set(products.outcome().wrong)
+    build(products_conf, products, work)
+    found = products.outcome()
+    assert found.problem is None
+    assert (found.came_in, found.verified, found.built) == (4, 15, 13)
+    assert products.built() == found.built
+
+    l2 = tmp_path / "mission/L2/2027/demo_L2_20270302_v1.2.0.dat"
+    kept = l2.read_bytes()
+    l2.write_bytes(kept + b"\n")
+    assert products.outcome().problem == f"{l2.name} is on disk another than in the database"
+    rehash = "UPDATE headrace.product_file SET sha256 = encode(sha256(%s::bytea), 'hex') WHERE filename = %s"
+    sql(rehash, kept + b"\n", l2.name)
+    assert products.outcome().problem == f"{l2.name} is not what its code makes of its newest inputs"
+    sql(rehash, kept, l2.name)
+    l2.write_bytes(kept)
+    sql("UPDATE headrace.product_file SET inputs = inputs[2:] WHERE filename = %s", l2.name)
+    assert products.outcome().problem == f"{l2.name} does not say that it has the newest inputs"
+    build(products_conf, products, work)  # the same bytes come out of it, and its inputs are what they were
+    assert products.outcome().problem == "runs with the inputs and the code of an earlier one: 1"
+    sql("UPDATE headrace.product_build SET state = 'failed' WHERE id = (SELECT max(id) FROM headrace.product_build)")
+    assert products.outcome().problem == "runs that failed: 1"
+    (l2.parent / "demo_L2_20270302_v9.9.9.dat").write_bytes(kept)
+    (tmp_path / "mission/incoming/late").touch()
+    assert products.outcome().wrong == (
+        "demo_L2_20270302_v9.9.9.dat is on disk, and not in the database", "late was not taken in",
+    )  # fmt: skip
+
+
+def test_a_second_mission_goes_on_where_the_first_ended(
+    products_conf: Settings, tmp_path: Path, work: Callable[..., list[str]]
+) -> None:
+    """In a folder that is used again other days come in, and nothing of the first demonstration counts."""
+    for first in ("20270301", "20270310"):
+        products = Products(products_conf, tmp_path, lambda _note: None)
+        products.set_up()
+        build(products_conf, products, work, deliveries=4)
+        assert products.damage()
+        build(products_conf, products, work)
+        found = products.outcome()
+        assert found.problem is None
+        assert found.damaged[0] == f"demo_L1_{first}_v1.0.0.dat"
+        assert (found.came_in, found.verified, found.built) == (4, 16, 14)
 
 
 def test_ctrl_c_ends_everything(scratch: Path, demo: subprocess.Popen[str]) -> None:

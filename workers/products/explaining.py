@@ -202,9 +202,7 @@ class _Explainer:
         makers = explain_store.makers(self.conn, self.mission.id, product, name)
         if product is None and not makers:
             known = explain_store.names(self.conn, self.mission.id)
-            raise PermanentFailure(
-                f"nothing in {self.mission.name} is called {name!r}{did_you_mean(name, known)}"
-            )
+            raise PermanentFailure(f"nothing in {self.mission.name} is called {name!r}{did_you_mean(name, known)}")
         active = [self.processes[one.id] for one in makers if one.id in self.processes]
         if active:
             return [one for process in active for one in self.slots(process, day, key)]
