@@ -19,7 +19,7 @@ class Products(Model):
     requeue_seconds: float = Field(default=60, gt=0, description="age at which a message counts as lost")
     batch_files: int = Field(default=200, ge=1, le=5000, description="files taken in by one transaction")
     slice_seconds: float = Field(default=20, gt=0, description="after this a message ends and another one goes on")
-    lanes: int | None = Field(default=None, ge=1, le=256, description="builds at once; default: worker.concurrency")
+    lanes: int | None = Field(default=None, ge=1, le=256, description="builds at once; default: worker.concurrency - 1")
     cpus: int | None = Field(default=None, ge=1, description="of this host, for builds; default: all")
     memory_bytes: int | None = Field(default=None, ge=1, description="of this host, for builds; default: all")
     timeout_seconds: float | None = Field(default=None, gt=0, description="of a code that declares none")

@@ -260,6 +260,10 @@ RETURNING id
 -- Which processes to end should this worker die.
 UPDATE headrace.product_build SET process_group = %(group)s, group_started = %(started)s WHERE id = %(id)s
 
+-- name: hold_build
+-- Whether a build is still ours to end; it stays so until the transaction ends.
+SELECT true FROM headrace.product_build WHERE id = %(id)s AND state = 'running' FOR UPDATE
+
 -- name: end_build
 -- How a build ended; 0 rows when somebody else has ended it.
 UPDATE headrace.product_build

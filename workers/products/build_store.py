@@ -190,6 +190,11 @@ def build_runs(conn: Connection, build: int, *, group: int, started: int) -> Non
     SQL["build_runs"].run(conn, {"id": build, "group": group, "started": started})
 
 
+def hold_build(conn: Connection, build: int) -> bool:
+    """Whether nobody has ended a build; nobody does before the transaction ends."""
+    return bool(SQL["hold_build"].value(conn, {"id": build}))
+
+
 def end_build(conn: Connection, build: int, state: str, **facts: Any) -> bool:
     """Write how a build ended; False when somebody else has ended it."""
     known: dict[str, Any] = dict.fromkeys(

@@ -262,7 +262,7 @@ class _Lane:
             self._run(making, run)
         except BaseException as error:
             # The row must not stay `running` under a worker that lives: nobody else would ever end it.
-            failing.abandon(self.settings, making, error)
+            tending.abandon(self.settings, making, error)
             raise
         finally:
             shutil.rmtree(making.scratch, ignore_errors=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
 
-from workers import alerts, database, logs
+from workers import alerts, logs
 from workers.database import Connection, DatabaseError, sqlstate
 from workers.errors import HeadraceError
-from workers.products import build_store, room
+from workers.products import build_store
 from workers.products.build_store import Code, Highest, Input, SlotRow
 from workers.products.plan_store import Mission, Process
 from workers.products.planning import Step
@@ -20,7 +20,6 @@ from workers.products.running import Outcome
 from workers.products.store import Product
 from workers.products.versions import Version
 from workers.products_settings import Products
-from workers.settings import Settings
 
 log = logs.get(__name__)
 
@@ -117,25 +116,8 @@ def give_up(
     log.warning("build.refused", mission=mission.name, what=title(process, slot), problem=problem)
 
 
-def abandon(settings: Settings, making: Making, error: BaseException) -> None:
-    """End a build's row whose worker was interrupted; by a connection of its own, as the build's may be broken.
-
-    What the world did is nobody's fault. A bug counts as an attempt: it would come again, and again at once.
-    """
-    try:
-        with room.connection(settings, purpose="abandon") as conn:
-            if _is_bug(error):
-                failed(conn, settings.products, making, kind="bug", problem=repr(error), outcome=None)
-            else:
-                problem = f"interrupted: {database.first_line(error)}"
-                build_store.end_build(conn, making.build, "lost", kind="worker", problem=problem)
-            conn.commit()
-    except HeadraceError as reason:
-        # The host's tending ends it: the lane is free, and the code's processes are gone.
-        log.warning("build.not_ended", build=making.build, reason=str(reason))
-
-
-def _is_bug(error: BaseException) -> bool:
+def is_bug(error: BaseException) -> bool:
+    """Whether the program is at fault, and not the world: a bug counts as an attempt, it would come again at once."""
     if isinstance(error, DatabaseError):
         # Of a session that has ended the server says nothing.
         return (sqlstate(error) or "08")[:2] not in ("08", "40", "53", "55", "57")

@@ -14,7 +14,8 @@ SQL = queries("products")
 
 def announce(conn: Connection, settings: Settings) -> None:
     """Say how many lanes this host has; it commits."""
-    lanes = settings.products.lanes or settings.worker.concurrency
+    # One process stays free for what is short: files of all rooms, and the ticks.
+    lanes = settings.products.lanes or max(1, settings.worker.concurrency - 1)
     SQL["has_lanes"].run(conn, {"host": settings.host, "lanes": lanes})
     conn.commit()
 

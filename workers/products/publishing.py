@@ -136,6 +136,9 @@ def _placed(
     row = _row(making, identity, version, name, place, content, host, path, final)
     if os.path.lexists(final) and not _is(final, content):
         raise Refused("place_taken", f"{paths.to_text(final)} is there with other content, and unknown; move it away")
+    if not build_store.hold_build(conn, making.build):
+        conn.rollback()
+        return None
     try:
         file = store.begin_placing(conn, row)
     except DatabaseError as error:

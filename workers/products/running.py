@@ -223,10 +223,10 @@ class _Running:
     def outcome(self, stopped: tuple[str, str] | None) -> Outcome:
         """End what is left of it, and say how it went."""
         seconds = time.monotonic() - self.began
-        left = self.end()
+        self.end()
         status = self.process.returncode
-        if left or stopped or status or seconds > 1:
-            kill_rest(self.process.pid, self.order.token)
+        # However short and well it ran: a child that left the session would be known to nobody from now on.
+        kill_rest(self.process.pid, self.order.token)
         stdout, stderr = self.streams.ends()
         order, usage = self.order, self.usage
         if usage is not None and usage.ru_maxrss > max(self.inherited, self.peak // 1024):

@@ -15,12 +15,13 @@ import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
-from workers import hosts, logs, paths, runs
+from workers import database, hosts, logs, paths, runs
 from workers.database import Connection
-from workers.errors import NothingToDo
+from workers.errors import HeadraceError, NothingToDo
 from workers.messages import Message, TendProducts
 from workers.products import (
     build_store,
+    failing,
     lanes,
     ownership,
     plan_store,
@@ -31,6 +32,7 @@ from workers.products import (
     store,
 )
 from workers.products.build_store import RunningBuild
+from workers.products.failing import Making
 from workers.products.places import scratch_root
 from workers.products.plan_store import Mission, Pending
 from workers.settings import Settings
@@ -116,7 +118,27 @@ def _is_free(conn: Connection, host: str, lane: int) -> bool:
     return True
 
 
-def _settle(conn: Connection, settings: Settings, one: RunningBuild) -> str:
+def abandon(settings: Settings, making: Making, error: BaseException) -> None:
+    """End a build whose worker was interrupted; by a connection of its own, as the build's may be broken.
+
+    What is on its way into its place comes there: built again beside it, the output would find its name taken.
+    """
+    try:
+        with room.connection(settings, purpose="abandon") as conn:
+            mine = [one for one in build_store.running_builds(conn, settings.host) if one.id == making.build]
+            halves = store.half_placed(conn, making.mission.id, settings.host)
+            if failing.is_bug(error) and not any(half.build == making.build for half in halves):
+                failing.failed(conn, settings.products, making, kind="bug", problem=repr(error), outcome=None)
+                conn.commit()
+                return
+            for one in mine:
+                _settle(conn, settings, one, problem=f"interrupted: {database.first_line(error)}")
+    except HeadraceError as reason:
+        # The host's tending ends it: the lane is free, and the code's processes are gone.
+        log.warning("build.not_ended", build=making.build, reason=str(reason))
+
+
+def _settle(conn: Connection, settings: Settings, one: RunningBuild, problem: str | None = None) -> str:
     """End a dead build: `finished` when its output had come to its place, else `lost`."""
     if one.host == settings.host:
         # First of all: nobody may build this again while an old code still runs.
@@ -128,7 +150,7 @@ def _settle(conn: Connection, settings: Settings, one: RunningBuild) -> str:
     is_ours = build_store.end_build(
         conn, one.id, "succeeded", output=half.id, output_name=half.filename, exit_status=0
     ) if finished and half is not None else build_store.end_build(
-        conn, one.id, "lost", kind="worker", problem=f"its worker on {one.host} died"
+        conn, one.id, "lost", kind="worker", problem=problem or f"its worker on {one.host} died"
     )  # fmt: skip
     if not is_ours:
         conn.rollback()
@@ -138,7 +160,7 @@ def _settle(conn: Connection, settings: Settings, one: RunningBuild) -> str:
         if slot is not None and one.code is not None:
             seen = build_store.as_of(slot, one.started_at)
             build_store.slot_done(conn, seen, inputs=one.inputs, code=one.code, build=one.id)
-    else:
+    elif problem is None:
         _give_up_killers(conn, mission, one)
     conn.commit()
     if finished and half is not None:
