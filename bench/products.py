@@ -94,7 +94,7 @@ def process(name: str, output: str, timebase: Timebase, *inputs: Input, code: st
 def our_settings(server: PostgresServer, folder: Path, **more: Any) -> Iterator[Settings]:
     """The settings in force for this process, and the tables."""
     conf = Settings(
-        control={"dsn": server.dsn()}, host="bench", data_dir=folder / "state", products={"settle_seconds": 0}, **more
+        control={"dsn": server.dsn()}, host="bench", data_dir=folder / "state", products={"settle_seconds": 0, "lanes": 2}, **more
     )
     settings_module.use(conf)
     logs.configure(Logs(level="WARNING"))
@@ -500,7 +500,7 @@ def _by_a_worker(made: Site, files: int) -> float:
     document = {
         "control": {"dsn": made.server.dsn()}, "broker": {"url": conf.broker_url()}, "host": "bench",
         "data_dir": str(conf.data_dir), "logs": {"level": "WARNING"}, "worker": {"concurrency": 2},
-        "products": {"settle_seconds": 0},
+        "products": {"settle_seconds": 0, "lanes": 2},
     }  # fmt: skip
     file = made.folder / "headrace.yaml"
     file.write_text(json.dumps(document), encoding="utf-8")  # JSON is YAML
