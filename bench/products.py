@@ -94,8 +94,9 @@ def process(name: str, output: str, timebase: Timebase, *inputs: Input, code: st
 def our_settings(server: PostgresServer, folder: Path, **more: Any) -> Iterator[Settings]:
     """The settings in force for this process, and the tables."""
     conf = Settings(
-        control={"dsn": server.dsn()}, host="bench", data_dir=folder / "state", products={"settle_seconds": 0, "lanes": 2}, **more
-    )
+        control={"dsn": server.dsn()}, host="bench", data_dir=folder / "state",
+        products={"settle_seconds": 0, "lanes": 2}, **more,
+    )  # fmt: skip
     settings_module.use(conf)
     logs.configure(Logs(level="WARNING"))
     try:

@@ -96,6 +96,10 @@ def validate(state: State) -> int:
             except HeadraceError as error:
                 problems += [str(error)] if not any(str(error) in known for known in problems) else []
     try:
+        problems += products.problems(conf)
+    except HeadraceError as error:
+        problems += [str(error)] if not any(str(error) in known for known in problems) else []
+    try:
         problems += check_broker(conf.broker_url())
     except ServerUnavailable as error:
         unreachable = True

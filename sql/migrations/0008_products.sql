@@ -180,7 +180,7 @@ CREATE INDEX product_build_slot ON headrace.product_build (slot_id, id DESC);
 CREATE INDEX product_build_output ON headrace.product_build (output_id);
 CREATE INDEX product_build_history ON headrace.product_build (process_id, id DESC);
 COMMENT ON TABLE headrace.product_build IS 'Each run of a code: inputs in their order, command, host, how long, how it ended, what it wrote.';
-COMMENT ON COLUMN headrace.product_build.worker IS 'Boot, pid and start of the process that is responsible: while it lives nobody else ends the build.';
+COMMENT ON COLUMN headrace.product_build.worker IS 'Boot, namespace, pid and start of the process that is responsible: while it lives nobody else ends the build.';
 COMMENT ON COLUMN headrace.product_build.token IS 'Stands in the environment of every process of the run, so that survivors are found.';
 COMMENT ON COLUMN headrace.product_build.group_started IS 'Start of the group''s leader in clock ticks after boot: its pid may come again.';
 

@@ -83,3 +83,18 @@ SELECT b.id AS build, m.name AS mission, p.name AS process, coalesce(q.name, '')
    AND (NOT %(failed)s OR b.state IN ('failed', 'lost'))
  ORDER BY b.id DESC
  LIMIT %(limit)s
+
+-- name: programs
+-- The executables and inspectors that missions use, by mission.
+SELECT m.name AS mission, m.hosts, 'code' AS kind, p.name AS owner, m.codes AS root, c.folder,
+       replace(c.filename, '{CODEVERSION}', c.interface || '.' || c.quality || '.' || c.revision) AS filename
+  FROM headrace.code c
+  JOIN headrace.process p ON p.id = c.process_id
+  JOIN headrace.mission m ON m.id = p.mission_id
+ WHERE c.state IN ('active', 'held') AND p.is_active
+UNION ALL
+SELECT m.name, m.hosts, 'inspector', q.name, m.inspectors, q.inspector ->> 'folder', q.inspector ->> 'file'
+  FROM headrace.product q
+  JOIN headrace.mission m ON m.id = q.mission_id
+ WHERE q.is_active AND q.inspector IS NOT NULL AND coalesce((q.inspector ->> 'is_active')::boolean, true)
+ ORDER BY 1, 3, 4, 7

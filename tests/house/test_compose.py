@@ -134,7 +134,7 @@ def test_every_service_is_looked_after() -> None:
     assert {name for name, service in SERVICES.items() if service.get("init") is not True} == set()
     policies = {name: service["restart"] for name, service in SERVICES.items()}
     assert policies == {**dict.fromkeys(SERVICES, "unless-stopped"), "migrate": "no"}
-    assert {name for name in SERVICES if healthcheck(name) == ["NONE"]} == {"migrate", "watcher"}
+    assert {name for name in SERVICES if healthcheck(name) == ["NONE"]} == {"migrate", "watcher", "incoming"}
     mounted = {volume.split(":")[0] for name in ("postgres", "valkey") for volume in SERVICES[name]["volumes"]}
     assert mounted == set(COMPOSE["volumes"])
 

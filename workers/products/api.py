@@ -36,6 +36,7 @@ from workers.products import (
     room,
     status,
     store,
+    validity,
     versions,
 )
 from workers.products import coverage as covering
@@ -58,6 +59,7 @@ quarantined = store.quarantined
 give_back = quarantine.retry
 discard = quarantine.discard
 status_of = status.status
+problems = validity.problems
 builds = status.builds
 approve = loading.approve
 read_back = loading.read_back

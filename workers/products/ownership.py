@@ -9,7 +9,7 @@ from workers.products.running import started_ticks
 
 
 def own() -> str:
-    """This process: boot, pid and start in clock ticks."""
+    """This process: boot, namespace of pids, pid, and start in clock ticks."""
     return _name(os.getpid())
 
 
@@ -18,20 +18,30 @@ def is_here(worker: str | None) -> bool:
     return worker is not None and worker.split(":")[0] == _boot()
 
 
+def can_be_seen(worker: str | None) -> bool:
+    """Whether a process of this machine would be seen from here: one in another container would not."""
+    return worker is not None and worker.split(":")[1] == _namespace()
+
+
 def is_alive(worker: str | None) -> bool:
-    """Whether a process of this machine still runs."""
+    """Whether a process that can be seen still runs."""
     if worker is None or not is_here(worker):
         return False
-    _, pid, ticks = worker.split(":")
+    _, _, pid, ticks = worker.split(":")
     return started_ticks(int(pid)) == int(ticks)
 
 
 @cache  # by the pid: a fork is another process
 def _name(pid: int) -> str:
-    return f"{_boot()}:{pid}:{started_ticks(pid)}"
+    return f"{_boot()}:{_namespace()}:{pid}:{started_ticks(pid)}"
 
 
 @cache
 def _boot() -> str:
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()
+
+
+@cache
+def _namespace() -> str:
+    return str(os.stat("/proc/self/ns/pid").st_ino)

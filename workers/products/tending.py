@@ -104,9 +104,10 @@ def _is_dead(conn: Connection, settings: Settings, one: RunningBuild) -> bool:
         return one.host in silent
     if not ownership.is_here(one.worker):
         return True  # of this host before it was started anew
-    if not ownership.is_alive(one.worker):
+    can_be_seen = ownership.can_be_seen(one.worker)
+    if can_be_seen and not ownership.is_alive(one.worker):
         return True
-    has_processes = one.group is not None and running.is_alive(one.group, one.group_started or 0)
+    has_processes = can_be_seen and one.group is not None and running.is_alive(one.group, one.group_started or 0)
     is_young = datetime.now(UTC) - one.started_at < GRACE
     return not has_processes and not is_young and one.lane is not None and _is_free(conn, one.host, one.lane)
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from psycopg2.extras import Json
 
 from producers.cli.products import products
 from tests.integration.products.desk import Desk, at_desk
 from tests.integration.products.rows import COPY, DAY, Rows
 from workers import paths
+from workers.products import api
 from workers.settings import Settings
 
 LATER = DAY + timedelta(days=1)
@@ -136,6 +138,24 @@ def test_graph_counts_what_is_stale(desk: Desk) -> None:
     desk.rows.mission(desk.rows.root.parent / "more", name="other")
     assert "demo, other; say which with --mission" in desk.run("graph", code=2).err
     assert 'digraph "other"' in desk.run("graph", "--mission", "other").out
+
+
+def test_validate_finds_what_missions_name_and_is_not_there(desk: Desk, conf: Settings) -> None:
+    """A folder, a code or an inspector that is not there, or cannot be run, is told before anything is built."""
+    rows = desk.rows
+    process = rows.process("p", rows.product("made"), [rows.product("raw", inspector=Json({"file": "tell.py"}))])
+    rows.code(process)
+    code = next((rows.root.parent / f"{rows.root.name}-codes").iterdir())
+    code.chmod(0o644)
+    rows.conn.commit()
+    found = api.problems(conf)
+    assert [(line.split(": ")[1], line.rsplit(": ")[-1]) for line in found] == [
+        ("code of p", "not executable; chmod +x it"),
+        ("inspector of raw", "no such file; put it there, or load the mission with the right name"),
+    ]
+    code.unlink()
+    (rows.root.parent / f"{rows.root.name}-incoming").rmdir()
+    assert [line.split(": ")[1] for line in api.problems(conf)] == ["incoming", "code of p", "inspector of raw"]
 
 
 def test_what_a_message_advises_is_a_command() -> None:

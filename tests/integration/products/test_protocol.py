@@ -447,8 +447,8 @@ def test_a_build_that_is_finished_for_a_dead_worker_wakes_what_follows(
     parent = rows.file(chain[0])
     slot = mark(rows, process_of(rows))
     build = rows.build(
-        process_of(rows), state="running", slot_id=slot, worker=f"{ownership._boot()}:1:1", lane=1, token="1-ab",
-        inputs=[parent], code=1, finished_at=None,
+        process_of(rows), state="running", slot_id=slot, lane=1, token="1-ab",
+        worker=f"{ownership._boot()}:{ownership._namespace()}:1:1", inputs=[parent], code=1, finished_at=None,
     )  # fmt: skip
     rows.file(chain[1], inputs=[parent], code=1, state="placing", build=build)
     rows.conn.commit()
