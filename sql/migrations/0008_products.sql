@@ -616,3 +616,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION headrace.product_expected IS 'The outputs that a process has to keep up to date, and the files that each is to be built from.';
+
+REVOKE ALL ON FUNCTION headrace.product_file_mark_newest(), headrace.product_release_is_final(),
+    headrace.product_release_is_open(),
+    headrace.product_expected(integer, date, date, integer[], date[], text[], timestamptz[], timestamptz[], boolean)
+  FROM PUBLIC;

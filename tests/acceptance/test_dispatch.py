@@ -108,7 +108,8 @@ def test_vector(
     triggered = queue.ask(
         "SELECT DISTINCT n.nspname, c.relname, c.oid FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
         " JOIN pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE NOT tgisinternal AND n.nspname NOT LIKE 'pgq%%' AND NOT c.relispartition ORDER BY 2 DESC"
+        " WHERE NOT tgisinternal AND n.nspname <> 'headrace' AND n.nspname NOT LIKE 'pgq%%' AND NOT c.relispartition"
+        " ORDER BY 2 DESC"
     )
     tables: dict[str, dict[str, dict[str, Any]]] = {"kept": {}, "latest": {}}
     for schema, table, _oid in triggered:

@@ -292,4 +292,4 @@ def test_db_status_shows_what_a_database_with_jobs_has(acc: Acc, empty_dsn: str)
         row["name"]
         for row in json.loads(acc.site.run("db", "status", "--json", timeout=60, **there).stdout)["migrations"]
     ]
-    assert names == ["0001_foundation.sql", "0002_telemetry.sql"]
+    assert names == ["0001_foundation.sql", "0002_telemetry.sql", "0004_alerts.sql", "0008_products.sql"]
