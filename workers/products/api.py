@@ -13,6 +13,7 @@ from workers.products import (
     cleaning,
     coverage_pages,
     definition,
+    estimating,
     explaining,
     forgetting,
     graph_picture,
@@ -118,8 +119,8 @@ explain_file = explaining.explain_file
 explain_output = explaining.explain_output
 Explanation = explaining.Explanation
 waiting = explaining.waiting
-impact = explaining.impact
-Impact = explaining.Impact
+impact = estimating.impact
+Impact = estimating.Impact
 parse_version = versions.parse
 
 read_legacy = legacy_database.read

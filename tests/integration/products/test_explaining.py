@@ -15,7 +15,7 @@ from tests.integration.products.rows import DAY, Rows
 from workers import database
 from workers.errors import PermanentFailure
 from workers.messages import IngestIncoming
-from workers.products import explaining, identifying, plan_store, planning, room
+from workers.products import estimating, explaining, identifying, plan_store, planning, room
 from workers.products.explaining import Explanation
 from workers.products.plan_store import Mission
 from workers.products.versions import Version
@@ -282,21 +282,21 @@ def test_the_impact_of_a_code_is_what_it_and_its_descendants_would_build_again(g
     code = graph.rows.code(top)
     graph.rows.file(graph.rows.ask("SELECT max(id) FROM headrace.product")[0][0], inputs=[3], code=code)
     held = graph.rows.code(graph.one, "1.1.0", state="held")
-    found = explaining.impact(graph.rows.conn, graph.mission, held)
+    found = estimating.impact(graph.rows.conn, graph.mission, held)
     assert [(one.process, one.is_direct, one.outputs) for one in found.rebuilt] == [
         ("l0_l1", True, 1), ("l1_l2", False, 1), ("l2_l3", False, 1),
     ]  # fmt: skip
     assert (found.outputs, found.cpu_hours, found.unknown) == (3, 1.0, ("l2_l3",))
-    assert explaining.impact(graph.rows.conn, graph.mission, ("l0_l1", Version(1, 1, 0))) == found
+    assert estimating.impact(graph.rows.conn, graph.mission, ("l0_l1", Version(1, 1, 0))) == found
     with pytest.raises(PermanentFailure, match=r"demo has no code l0_l1 9.0.0"):
-        explaining.impact(graph.rows.conn, graph.mission, ("l0_l1", Version(9, 0, 0)))
+        estimating.impact(graph.rows.conn, graph.mission, ("l0_l1", Version(9, 0, 0)))
 
 
 def test_a_code_for_some_days_has_an_impact_on_these_only(graph: Graph) -> None:
     """The files of other days stay as they are."""
     graph.chain()
     held = graph.rows.code(graph.one, "1.1.0", state="held", valid_from=NEXT)
-    assert explaining.impact(graph.rows.conn, graph.mission, held).rebuilt == ()
+    assert estimating.impact(graph.rows.conn, graph.mission, held).rebuilt == ()
 
 
 def test_an_explanation_writes_nothing(graph: Graph) -> None:
