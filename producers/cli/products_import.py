@@ -63,7 +63,7 @@ def _print_yaml(state: State, path: Path) -> int:
     else:
         state.out(text.rstrip("\n"))
     for warning in warnings:
-        state.say(f"{path}: {warning}")
+        state.say(warning)
     return DONE
 
 

@@ -40,7 +40,8 @@ def verdict(
         what = "is not on disk" if reason == "MISSING_OUTPUT" else "differs from what was built"
         return Verdict(reason, f"its newest file {what}", "quality")
     if had_inputs is None and slot.output_id is None:
-        return Verdict("NEW_INPUT", _names(files, slot.inputs) or "asked for", "quality")
+        told = "an input is built before it" if slot.has_pending else "asked for"
+        return Verdict("NEW_INPUT", _names(files, slot.inputs) or told, "quality")
     if had_inputs is None:
         newer = [one for one in slot.inputs if slot.output_id is not None and one > slot.output_id]
         return Verdict("NEWER_INPUT", _names(files, newer), "quality") if newer else None
