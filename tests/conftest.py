@@ -109,13 +109,13 @@ def _admin(servers: Servers) -> Iterator[Any]:
 
 def _drop(servers: Servers, name: str) -> None:
     """Drop a database; an autovacuum worker, which only a superuser may end, is waited for."""
-    for attempt in range(100):
+    for attempt in range(300):
         try:
             with _admin(servers) as cursor:
                 cursor.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
             return
         except psycopg2.errors.InsufficientPrivilege:
-            if attempt == 99:
+            if attempt == 299:
                 raise
             time.sleep(0.1)
 

@@ -7,7 +7,7 @@ from urllib.parse import quote_plus
 
 import pytest
 
-from tests.conftest import Servers, _admin
+from tests.conftest import Servers, _admin, _drop
 from tests.integration.dispatch.conftest import (
     NONE,
     Ask,
@@ -211,8 +211,7 @@ def test_a_target_in_latin1(
         assert run(target, "SELECT tick, state FROM headrace.dispatch_position") == [(tick, "active")]
     finally:
         database.close_all()
-        with _admin(servers) as cursor:
-            cursor.execute("DROP DATABASE latin_target WITH (FORCE)")
+        _drop(servers, "latin_target")
 
 
 # Dates at the end of the calendar
